@@ -1,0 +1,33 @@
+PYTHON ?= python3
+NOTEBOOKS ?=
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := true
+
+.PHONY: tutorial test test-slow lab setup notebooks
+
+tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
+	@$(BIN)/python notebooks/run.py tutorial $(NOTEBOOKS)
+
+test: setup  ## lint, then all tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+lab: setup  ## open JupyterLab on the notebooks
+	@$(BIN)/jupyter lab notebooks
+
+notebooks: setup  ## run the committed notebooks anew, in place
+	@$(BIN)/python notebooks/run.py regenerate $(NOTEBOOKS)
+
+setup: .venv/.installed  ## only install
+
+# pip 24.1 and later refuse the metadata of Catalyst's last release, so the environment gets the last pip before that.
+.venv/.installed: pyproject.toml
+	@echo "Installing into .venv (some minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet pip==24.0
+	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@

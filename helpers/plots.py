@@ -1,0 +1,126 @@
+"""Pictures. Each function takes data and returns an Axes; none knows where the data came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from IPython.display import display
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+TEACHER, STUDENT, NEUTRAL = "#b2521e", "#1f6f8b", "#5f5f5f"
+"""One colour for each role in every picture; they differ in lightness too."""
+
+
+def ema(values: Sequence[float], alpha: float) -> list[float]:
+    """Exponential moving average: ``m[0] = x[0]`` and ``m[i] = alpha * x[i] + (1 - alpha) * m[i - 1]``.
+
+    Args:
+        values: the raw series.
+        alpha: weight of the newest value, above 0 and at most 1; 1 leaves the series as it is.
+
+    Raises:
+        ValueError: alpha out of its range.
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: it has to be above 0 and at most 1.")
+    means: list[float] = []
+    for value in values:
+        means.append(alpha * value + (1 - alpha) * means[-1] if means else float(value))
+    return means
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure with a text for those who cannot see it, and close it."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def learning_curve(
+    steps: Sequence[dict], validations: Sequence[dict], key: str, title: str, ax: Axes, alpha: float = 0.1
+) -> Axes:
+    """Draw one metric: raw training values faint, their EMA over them, validations as points.
+
+    Args:
+        steps: one dict a training step, with ``step`` and the metric.
+        validations: the same for each validation.
+        key: the metric.
+        title: what it is, with its unit.
+        ax: where to draw.
+        alpha: see `ema`.
+    """
+    x, y = [s["step"] for s in steps], [s[key] for s in steps]
+    ax.plot(x, y, color=STUDENT, alpha=0.25, linewidth=1, label="each step")
+    ax.plot(x, ema(y, alpha), color=STUDENT, linewidth=2, label=f"EMA, alpha = {alpha:g}")
+    if validations:
+        points = [v["step"] for v in validations], [v[key] for v in validations]
+        ax.plot(*points, "o", color=TEACHER, markersize=7, label="validation")
+    ax.set(title=title, xlabel="optimizer step", xlim=(0, None))
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def comparison_bars(values: dict[str, float], title: str, xlabel: str, ax: Axes, form: str = "{:.3g}") -> Axes:
+    """Draw one horizontal bar a name, in the order given, with its value written at the end."""
+    names = list(values)
+    colors = [TEACHER if "teacher" in name.lower() else STUDENT for name in names]
+    bars = ax.barh(names, list(values.values()), color=colors)
+    ax.bar_label(bars, [form.format(value) for value in values.values()], padding=4)
+    ax.invert_yaxis()
+    ax.margins(x=0.18)
+    ax.set(title=title, xlabel=xlabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, color: str, filled: bool = True) -> None:
+    face = color if filled else "white"
+    ax.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0,rounding_size=0.08", fc=face, ec=color, lw=1.6))
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", color="white" if filled else "black")
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str = "black") -> None:
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.4, "shrinkA": 0, "shrinkB": 0})
+
+
+def layer_map(teacher_layers: int, layers: Sequence[int], ax: Axes) -> Axes:
+    """Draw which of the teacher's layers becomes which of the student's."""
+    for old in range(teacher_layers):
+        _box(ax, old, 1.6, 0.85, 0.7, str(old), TEACHER, filled=old in layers)
+    for new, old in enumerate(layers):
+        # The student is drawn centred below the teacher.
+        x = new + (teacher_layers - len(layers)) / 2
+        _box(ax, x, 0, 0.85, 0.7, str(new), STUDENT)
+        _arrow(ax, (old + 0.42, 1.58), (x + 0.42, 0.74), NEUTRAL)
+    ax.text(-0.3, 1.95, "teacher", ha="right", va="center", color=TEACHER, weight="bold")
+    ax.text(-0.3, 0.35, "student", ha="right", va="center", color=STUDENT, weight="bold")
+    ax.set(xlim=(-2.2, teacher_layers), ylim=(-0.1, 2.4))
+    ax.set_title(f"{teacher_layers} layers to {len(layers)}: {list(layers)}")
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return ax
+
+
+def distillation_schema(teacher_layers: int, student_layers: int, ax: Axes) -> Axes:
+    """Draw where each loss of the distillation is taken."""
+    _box(ax, 2.8, 0, 4.4, 0.7, "masked tokens, a dict batch", NEUTRAL)
+    for x, name, count, color in ((0, "teacher", teacher_layers, TEACHER), (6, "student", student_layers, STUDENT)):
+        note = "frozen" if name == "teacher" else "trained"
+        _box(ax, x, 1.5, 4, 1.2, f"{name}: {count} layers\n{note}", color)
+        _box(ax, x, 3.4, 4, 0.7, "last hidden states", color, filled=False)
+        _box(ax, x, 4.8, 4, 0.7, "logits at masked positions", color, filled=False)
+        _arrow(ax, (5, 0.7), (x + 2, 1.48))
+        _arrow(ax, (x + 2, 2.7), (x + 2, 3.38))
+        _arrow(ax, (x + 2, 4.1), (x + 2, 4.78))
+    for y, label in ((3.75, "cosine"), (5.15, "KL")):
+        ax.annotate("", (5.98, y), (4.02, y), arrowprops={"arrowstyle": "<|-|>", "color": "black", "lw": 1.4})
+        ax.text(5, y + 0.14, label, ha="center", va="bottom", weight="bold")
+    _box(ax, 10.9, 4.8, 2.4, 0.7, "hidden tokens", NEUTRAL)
+    ax.annotate("", (10.88, 5.15), (10.02, 5.15), arrowprops={"arrowstyle": "<|-|>", "color": "black", "lw": 1.4})
+    ax.text(10.45, 5.29, "MLM", ha="center", va="bottom", weight="bold")
+    ax.set(xlim=(-0.1, 13.4), ylim=(-0.1, 5.9))
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return ax

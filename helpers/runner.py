@@ -1,0 +1,65 @@
+"""What happens to one batch. Knows nothing of which losses are used."""
+
+from __future__ import annotations
+
+import torch
+from catalyst import dl
+
+from helpers.callbacks import masked_targets
+from helpers.losses import masked_lm_loss
+
+
+class MaskedLMRunner(dl.Runner):
+    """Masked-LM training of one `MaskedPositionLM`: Catalyst's custom runner at its smallest."""
+
+    def on_loader_start(self, runner):
+        super().on_loader_start(runner)
+        self.total, self.count = 0.0, 0
+
+    def handle_batch(self, batch):
+        logits, _ = self.model(**batch)
+        targets = masked_targets(batch)
+        loss = masked_lm_loss(logits, targets)
+        self.batch_metrics["loss"] = loss
+        self.total, self.count = self.total + loss.item() * len(targets), self.count + len(targets)
+        if self.is_train_loader:
+            self.engine.backward(loss)
+            self.engine.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+
+    def on_loader_end(self, runner):
+        self.loader_metrics["loss"] = self.total / max(self.count, 1)
+        super().on_loader_end(runner)
+
+
+class DistilMLMRunner(dl.Runner):
+    """Run teacher and student on a batch and leave what they give in ``self.batch``, for the callbacks.
+
+    The model is a dict, ``{"teacher": MaskedPositionLM, "student": MaskedPositionLM}``: Catalyst prepares each for
+    itself, so that the student, and it alone, gets its gradients synchronised when there are several processes. The
+    teacher is frozen and in eval mode, without dropout, whatever Catalyst does to it.
+    """
+
+    def get_model(self):
+        model = super().get_model()
+        model["teacher"].requires_grad_(False)
+        return model
+
+    def on_loader_start(self, runner):
+        super().on_loader_start(runner)
+        # Catalyst has just put every model of the dict into train mode.
+        self.model["teacher"].eval()
+
+    def handle_batch(self, batch):
+        with torch.no_grad():
+            t_logits, t_hidden_states = self.model["teacher"](**batch)
+        s_logits, s_hidden_states = self.model["student"](**batch)
+        self.batch = {
+            **batch,
+            "t_logits": t_logits,
+            "t_hidden_states": t_hidden_states,
+            "s_logits": s_logits,
+            "s_hidden_states": s_hidden_states,
+        }

@@ -1,0 +1,148 @@
+"""The two training runs: masked-LM training for the teacher, and the distillation. Knows nothing of records."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from catalyst import dl
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+
+from helpers.callbacks import (
+    LOSSES,
+    GradientClippingCallback,
+    HistoryCallback,
+    KLDivLossCallback,
+    LiveCurvesCallback,
+    PerplexityCallback,
+    ProgressCallback,
+    ValidationLogger,
+)
+from helpers.checkpoints import StudentCheckpointCallback
+from helpers.engine import Engine
+from helpers.models import MaskedPositionLM
+from helpers.runner import DistilMLMRunner, MaskedLMRunner
+
+
+def optimization(model: torch.nn.Module, learning_rate: float, steps: int):
+    """AdamW with weight decay 0.01, and a linear schedule: 6 % of `steps` to warm up, the rest down to zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, round(0.06 * steps), steps)
+
+
+def train_masked_lm(
+    model: PreTrainedModel,
+    loaders: dict[str, DataLoader],
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    engine: Engine,
+) -> HistoryCallback:
+    """Train all of a masked-LM model, in place, by `MaskedLMRunner`.
+
+    Args:
+        model: a BERT or DistilBERT with its masked-LM head.
+        loaders: dict batches under ``"train"`` and ``"valid"``.
+        epochs: how often the training loader is gone through.
+        learning_rate: at the end of the warm-up.
+        seed: of order, masks and dropout.
+        engine: where and in which precision to compute.
+
+    Returns:
+        The history of the run.
+    """
+    wrapped, history = MaskedPositionLM(model), HistoryCallback()
+    optimizer, scheduler = optimization(wrapped, learning_rate, epochs * len(loaders["train"]))
+    with warnings.catch_warnings():
+        # Catalyst asks whether we forgot a callback: the runner does backward pass and step by itself.
+        warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
+        MaskedLMRunner().train(
+            engine=engine,
+            model=wrapped,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            loaders=loaders,
+            callbacks=[ProgressCallback("masked-LM training"), history],
+            loggers={"console": ValidationLogger()},
+            num_epochs=epochs,
+            seed=seed,
+        )
+    model.cpu().eval()
+    return history
+
+
+def loss_callbacks(weights: dict[str, float], temperature: float) -> list[dl.Callback]:
+    """A callback for each loss that has a weight above zero, and the one that adds them up as ``loss``."""
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    callbacks = [KLDivLossCallback(temperature=temperature) if name == "kl" else LOSSES[name]() for name in used]
+    return [*callbacks, dl.MetricAggregationCallback("loss", metrics=used, mode="weighted_sum")]
+
+
+def distill(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    loaders: dict[str, DataLoader],
+    *,
+    epochs: int,
+    learning_rate: float,
+    loss_weights: dict[str, float],
+    temperature: float,
+    seed: int,
+    engine: Engine,
+    logdir: str | Path,
+    draw=None,
+) -> HistoryCallback:
+    """Distil the teacher into the student, in place; the student ends with the weights of its best validation.
+
+    Args:
+        teacher, student: masked-LM models of one vocabulary.
+        loaders: dict batches under ``"train"`` and ``"valid"``.
+        epochs: how often the training loader is gone through.
+        learning_rate: at the end of the warm-up.
+        loss_weights: from the names in `LOSSES` to the weights of the sum.
+        temperature: of the KL loss.
+        seed: of order, masks and dropout.
+        engine: where and in which precision to compute.
+        logdir: gets ``best/`` and ``last/`` (students that `transformers` loads), and metrics as CSV and TensorBoard.
+        draw: from (steps, validations) to a figure that is shown while training goes on.
+
+    Returns:
+        The history of the run.
+    """
+    models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
+    optimizer, scheduler = optimization(models["student"], learning_rate, epochs * len(loaders["train"]))
+    history = HistoryCallback()
+    callbacks = [
+        *loss_callbacks(loss_weights, temperature),
+        PerplexityCallback(),
+        dl.BackwardCallback(metric_key="loss"),
+        GradientClippingCallback(max_norm=1.0, model_key="student"),
+        dl.OptimizerCallback(metric_key="loss"),
+        dl.SchedulerCallback(mode="batch"),
+        StudentCheckpointCallback(logdir),
+        ProgressCallback("distillation"),
+        history,
+    ]
+    if draw is not None:
+        callbacks.append(LiveCurvesCallback(history, draw))
+    DistilMLMRunner().train(
+        engine=engine,
+        model=models,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        loaders=loaders,
+        callbacks=callbacks,
+        loggers={"console": ValidationLogger()},
+        logdir=str(logdir),
+        num_epochs=epochs,
+        seed=seed,
+        valid_loader="valid",
+        valid_metric="loss",
+        minimize_valid_metric=True,
+    )
+    student.cpu().eval()
+    teacher.cpu()
+    return history

@@ -1,0 +1,173 @@
+"""Run the notebooks one after the other: on copies (`make tutorial`) or in place (`make notebooks`)."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbval.plugin import coalesce_streams
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIES = ROOT / "artifacts" / "tutorial"
+
+
+class Shown(NotebookClient):
+    """A client that shows the sections as they start, and what the cells print, progress bars included."""
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream":
+            print(msg["content"]["text"], end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def show_heading(cell, cell_index):
+    for line in cell.source.splitlines() if cell.cell_type == "markdown" else ():
+        if line.startswith("## "):
+            print(f"\n  {line[3:]}", flush=True)
+
+
+def committed(numbers: list[str]) -> list[Path]:
+    """The notebooks in reading order; with numbers such as "01", those alone."""
+    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    known = {path.name[:2]: path for path in paths}
+    unknown = [number for number in numbers if number not in known]
+    if unknown:
+        sys.exit(f"There is no notebook {', '.join(unknown)}. There are {', '.join(known)}.")
+    return [known[number] for number in sorted(set(numbers))] or paths
+
+
+def imported_helpers(code: str) -> set[str]:
+    """The helpers that a piece of Python imports, by module name."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "helpers":
+            parts = node.module.split(".")
+            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("helpers.")}
+    return names
+
+
+def sources_sha256(notebook: nbformat.NotebookNode) -> str:
+    """A hash of the notebook's code and of every helper that it imports, directly or not."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    found, new = set(), imported_helpers("\n".join(cells))
+    while new:
+        found |= new
+        texts = [(ROOT / "helpers" / f"{name}.py").read_text(encoding="utf-8") for name in new]
+        new = set().union(*map(imported_helpers, texts)) - found
+    digest = hashlib.sha256("\0".join(cells).encode())
+    for name in sorted(found):
+        digest.update((ROOT / "helpers" / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def minutes(notebook: nbformat.NotebookNode) -> str:
+    """What the title cell says of the time: "about 5 minutes on two CPU cores"."""
+    found = re.search(r"about [\w.]+ minutes? on two CPU cores", notebook.cells[0].source)
+    return found.group() if found else "no time given"
+
+
+def execute(path: Path, target: Path, root: Path) -> bool:
+    """Run a notebook with `root` as the repository and write it to `target`; on an error, beside it. True if it ran."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = Shown(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(root / "notebooks")}},
+        on_cell_start=show_heading,
+    )
+    ran, error = True, None
+    try:
+        client.execute(env={**os.environ, "PYTHONPATH": str(root)})
+    except CellExecutionError as failure:
+        ran, error = False, failure
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = coalesce_streams(cell.outputs)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "sources_sha256": sources_sha256(notebook),
+    }
+    target = target if ran else target.with_suffix(".failed.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, target)
+    if error is not None:
+        print(f"\n{error.ename}: {error.evalue}\nThe notebook up to the error: {target.relative_to(ROOT)}")
+    return ran
+
+
+def tutorial(numbers: list[str]) -> int:
+    paths = committed(numbers)
+    notebooks = {path: nbformat.read(path, as_version=4) for path in paths}
+
+    def is_done(path: Path) -> bool:
+        copy = COPIES / path.name
+        if not copy.exists():
+            return False
+        return nbformat.read(copy, as_version=4).metadata.get("sources_sha256") == sources_sha256(notebooks[path])
+
+    done = {path: is_done(path) for path in paths}
+    print("The tutorial: each notebook runs as a copy, in artifacts/tutorial/.")
+    for path in paths:
+        print(f"  {path.stem:24} {'already run' if done[path] else minutes(notebooks[path])}")
+    for path in paths:
+        if done[path]:
+            continue
+        print(f"\n{path.stem}", flush=True)
+        start = time.monotonic()
+        if not execute(path, COPIES / path.name, ROOT):
+            return 1
+        print(f"\n{path.stem}: {(time.monotonic() - start) / 60:.1f} minutes")
+    print("\nDone. Read the copies in artifacts/tutorial/; the models and records are in artifacts/.")
+    return 0
+
+
+def regenerate(numbers: list[str]) -> int:
+    """Run in a copy of the working tree that has no artifacts, so that nothing from an earlier run shows."""
+    paths = committed(numbers)
+    with tempfile.TemporaryDirectory() as folder:
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0"):
+            if name and (ROOT / name).is_file():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, Path(folder) / name)
+        for path in paths:
+            print(f"\n{path.stem}", flush=True)
+            if not execute(path, path, Path(folder)):
+                return 1
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["tutorial", "regenerate"])
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 03; all by default")
+    arguments = parser.parse_args()
+    try:
+        return {"tutorial": tutorial, "regenerate": regenerate}[arguments.what](arguments.numbers)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here: notebooks and models that are finished are kept.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
