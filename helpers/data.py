@@ -7,8 +7,10 @@ import codecs
 import csv
 import gzip
 import hashlib
+import io
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import charset_normalizer
@@ -59,8 +61,8 @@ def _detect_encoding(path: Path, sample: bytes) -> str:
     return guess.encoding
 
 
-def _csv_dialect(path: Path, text_field: str) -> tuple[str, str]:
-    """Return (encoding, separator) from the first megabyte: the separator is the one whose header has the field."""
+def _csv_dialect(path: Path, text_field: str) -> tuple[str, str, list[str]]:
+    """Return (encoding, separator, columns) from the first megabyte: the separator's header has the field."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. CORPUS is the path of a CSV file, or 'bundled'.")
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
@@ -73,7 +75,14 @@ def _csv_dialect(path: Path, text_field: str) -> tuple[str, str]:
     headers = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
     for separator, fields in headers.items():
         if text_field in fields:
-            return encoding, separator
+            first = list(islice(csv.reader(io.StringIO(text), delimiter=separator), 2))[-1]
+            if len(first) > len(fields):
+                # pandas would take the first columns of such a file for an index, and another column for the text.
+                raise ValueError(
+                    f"{path}: not readable as CSV: row 2 has {len(first)} fields, the header {len(fields)}. "
+                    "A text that holds the separator needs quotes around it."
+                )
+            return encoding, separator, fields
     fields = max(headers.values(), key=len)
     raise ValueError(f"{path}: no column {text_field!r}. Its columns are {fields}: set TEXT_FIELD to one of them.")
 
@@ -97,20 +106,21 @@ def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
         ValueError: it is empty, has no such column, cannot be decoded or parsed, or holds no text.
     """
     path = Path(path)
-    encoding, separator = _csv_dialect(path, text_field)
-    features = datasets.Features({text_field: datasets.Value("string")})
+    encoding, separator, fields = _csv_dialect(path, text_field)
+    # All columns are read, though one is kept: told to use one, pandas passes over rows that have too many fields.
+    features = datasets.Features({field: datasets.Value("string") for field in fields})
     try:
         with _without_bars():
             table = datasets.Dataset.from_csv(
                 str(path),
                 sep=separator,
                 encoding=encoding,
-                usecols=[text_field],
                 features=features,
                 keep_default_na=False,
             )
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{path}: not readable as CSV in {encoding}: {error.__cause__ or error}") from error
+    table = table.select_columns(text_field)
     if text_field != "text":
         table = table.rename_column(text_field, "text")
     with _without_bars():

@@ -1,0 +1,221 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    pipeline,
+)
+
+from helpers import models
+
+
+@pytest.fixture
+def batch(tiny):
+    """Rows of unequal length, with masks at known places."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(5, 60, (3, 10), generator=generator)
+    attention_mask = torch.ones(3, 10, dtype=torch.int64)
+    attention_mask[1, 6:] = 0
+    labels = torch.full((3, 10), -100)
+    for row, column in ((0, 2), (0, 7), (1, 3), (2, 9)):
+        labels[row, column] = input_ids[row, column]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def filled(model):
+    """Give every weight a value of its own, so that a part left out or mixed up shows."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.05 + (1.0 if weight.dim() == 1 else 0.0))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "layers"),
+    [(12, 6, [0, 2, 4, 7, 9, 11]), (6, 3, [0, 2, 5]), (12, 4, [0, 4, 7, 11]), (4, 4, [0, 1, 2, 3]), (5, 1, [0])],
+)
+def test_spread_layers(teacher, student, layers):
+    assert models.spread_layers(teacher, student) == layers
+
+
+def test_spread_layers_are_always_layers():
+    for teacher in range(1, 49):
+        for student in range(1, teacher + 1):
+            layers = models.spread_layers(teacher, student)
+            assert len(layers) == student
+            models.check_layers(layers, teacher)
+
+
+@pytest.mark.parametrize("student", [0, 13])
+def test_spread_layers_refuses(student):
+    with pytest.raises(ValueError, match="1 to 12"):
+        models.spread_layers(12, student)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [([], "empty"), ([0, 4], r"layers 0 to 3, so not \[4\]"), ([-1], "not"), ([1, 1], "once"), ([2, 0], "ascending")],
+)
+def test_extraction_refuses_layers(tiny, layers, message):
+    with pytest.raises(ValueError, match=message):
+        models.extract_student(tiny[0], layers)
+
+
+def test_extraction_refuses_unknown_weights(tiny):
+    with pytest.raises(ValueError, match="'teacher' or 'random'"):
+        models.extract_student(tiny[0], [0], weights="zeros")
+
+
+def difference(a, b, input_ids, **kwargs):
+    with torch.no_grad():
+        return (a(input_ids=input_ids, **kwargs).logits - b(input_ids=input_ids, **kwargs).logits).abs().max().item()
+
+
+def test_all_layers_give_the_teachers_logits(batch):
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
+    teacher = filled(BertForMaskedLM(config))
+    student = models.extract_student(teacher, [0, 1, 2])
+    assert difference(teacher, student, ids, attention_mask=mask) < 1e-4
+    # What is given up: the second text of a pair.
+    with torch.no_grad():
+        pair = teacher(input_ids=ids, token_type_ids=torch.ones_like(ids)).logits
+        assert (pair - student(input_ids=ids).logits).abs().max() > 1e-2
+
+
+def test_some_layers_give_the_logits_of_a_teacher_without_the_others(batch):
+    config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
+    teacher = filled(BertForMaskedLM(config))
+    student = models.extract_student(teacher, [1, 3])
+    teacher.bert.encoder.layer = torch.nn.ModuleList([teacher.bert.encoder.layer[i] for i in (1, 3)])
+    assert difference(teacher, student, batch["input_ids"]) < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_untied_embeddings_and_other_activations_come_along(batch, activation):
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        hidden_act=activation,
+        tie_word_embeddings=False,
+    )
+    teacher = filled(BertForMaskedLM(config))
+    assert difference(teacher, models.extract_student(teacher, [0, 1]), batch["input_ids"]) < 1e-4
+
+
+def test_minilm_and_base_shape_are_exact():
+    ids = torch.randint(1000, 30_000, (4, 32), generator=torch.Generator().manual_seed(0))
+    minilm, _ = models.load_teacher("minilm")
+    assert difference(minilm, models.extract_student(minilm, list(range(6))), ids) < 1e-4
+    torch.manual_seed(0)
+    base = BertForMaskedLM(BertConfig()).eval()
+    assert difference(base, models.extract_student(base, list(range(12))), ids) < 1e-4
+    assert base.num_parameters() == 109_514_298
+    assert models.extract_student(base, models.spread_layers(12, 6)).num_parameters() == 66_985_530
+
+
+def test_student_shares_no_memory_and_random_weights_are_new(tiny):
+    teacher, _ = tiny
+    before = teacher.bert.embeddings.word_embeddings.weight.clone()
+    student = models.extract_student(teacher, [0, 3])
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.zero_()
+    assert torch.equal(teacher.bert.embeddings.word_embeddings.weight, before)
+    torch.manual_seed(5)
+    one = models.extract_student(teacher, [0, 3], weights="random")
+    torch.manual_seed(5)
+    two = models.extract_student(teacher, [0, 3], weights="random")
+    same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(one.distilbert.embeddings.word_embeddings.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_masked_position_lm_gives_the_models_own_logits(batch, kind):
+    if kind == "bert":
+        config = BertConfig(
+            vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+        )
+        model = filled(BertForMaskedLM(config))
+    else:
+        model = filled(
+            DistilBertForMaskedLM(DistilBertConfig(vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=48))
+        )
+    with torch.no_grad():
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        full = model(**inputs, output_hidden_states=True)
+        logits, hidden_states = models.MaskedPositionLM(model)(**batch)
+    torch.testing.assert_close(logits, full.logits[batch["labels"] != -100])
+    assert len(hidden_states) == 3
+    torch.testing.assert_close(hidden_states[-1], full.hidden_states[-1])
+
+
+def test_masked_position_lm_saves_and_loads_as_what_it_wraps(tiny, tmp_path):
+    student = models.extract_student(tiny[0], [0, 3])
+    wrapped = models.MaskedPositionLM(student)
+    assert wrapped.state_dict().keys() == student.state_dict().keys()
+    wrapped.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    other = models.MaskedPositionLM(models.extract_student(tiny[0], [1, 2]))
+    other.load_state_dict(again.state_dict())
+    for name, weight in student.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight)
+
+
+def test_load_teacher_starts_a_missing_head_and_says_nothing(tiny_folder, capfd):
+    teacher, tokenizer = models.load_teacher(tiny_folder)
+    assert models.head_is_untrained(teacher)
+    assert not teacher.training
+    assert tokenizer.mask_token == "[MASK]"
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+    # The head as it starts: the normalised activation of the hidden state, times the word embeddings.
+    hidden = torch.randn(2, 64)
+    activated = torch.nn.functional.layer_norm(torch.nn.functional.gelu(hidden), (64,), eps=1e-12)
+    expected = activated @ teacher.bert.embeddings.word_embeddings.weight.T
+    torch.testing.assert_close(teacher.cls(hidden), expected)
+
+
+def test_load_teacher_keeps_a_head_that_is_there(tiny, tmp_path):
+    teacher, tokenizer = tiny
+    filled(teacher).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again, _ = models.load_teacher(tmp_path)
+    assert not models.head_is_untrained(again)
+    assert torch.equal(again.cls.predictions.transform.dense.weight, teacher.cls.predictions.transform.dense.weight)
+
+
+def test_load_teacher_refuses_what_is_no_bert(tmp_path, monkeypatch):
+    DistilBertForMaskedLM(DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=1, hidden_dim=8)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="is a 'distilbert'"):
+        models.load_teacher(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder with a config"):
+        models.load_teacher(tmp_path / "absent")
+
+
+def test_load_teacher_refuses_other_weights_under_minilms_name(monkeypatch):
+    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="sha256"):
+        models.load_teacher("minilm")
+
+
+def test_saved_student_serves_fill_mask(tiny, tmp_path):
+    teacher, tokenizer = tiny
+    student = models.extract_student(teacher, [0, 3])
+    student.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    guesses = pipeline("fill-mask", model=str(tmp_path), device="cpu")("The cat [MASK] on the roof.", top_k=3)
+    ids = tokenizer("The cat [MASK] on the roof.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = student(input_ids=ids).logits[ids == tokenizer.mask_token_id].topk(3).indices[0]
+    assert [guess["token"] for guess in guesses] == expected.tolist()
