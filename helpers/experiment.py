@@ -176,7 +176,10 @@ def corpus_loaders(parameters: dict[str, Any], tokenizer: PreTrainedTokenizerBas
 
 @dataclass
 class Trained:
-    """A model on the CPU in eval mode, its tokenizer, the history of its training and the folder that holds it."""
+    """A model on the CPU in eval mode, its tokenizer, the history of its training and the folder that holds it.
+
+    `found` is True where an earlier run left it there.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -184,6 +187,7 @@ class Trained:
     validations: list[dict[str, float]]
     folder: Path
     seconds: float
+    found: bool = False
 
 
 def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], Trained]) -> Trained:
@@ -196,7 +200,7 @@ def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], 
         with quiet_transformers():
             model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         seconds = training["timings"]["seconds"]
-        return Trained(model.eval(), tokenizer, training["steps"], training["validations"], folder, seconds)
+        return Trained(model.eval(), tokenizer, training["steps"], training["validations"], folder, seconds, found=True)
     print(f"{what}: making {where}.")
     made = make()
     save_folder(folder, made.model, made.tokenizer)

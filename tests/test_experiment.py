@@ -1,0 +1,154 @@
+import json
+
+import pytest
+import torch
+
+from helpers import evaluation, experiment, models
+
+
+def test_check_parameters_returns_the_upper_case_names(parameters):
+    namespace = {**parameters, "In": [], "_": 1, "helper": 2, "pd": None}
+    assert experiment.check_parameters(namespace) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MAX_STEPZ", 3, "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?"),
+        ("COLOUR", 3, "The parameters are TEACHER, "),
+        ("MAX_STEPS", 0, "MAX_STEPS is 0; it has to be a whole number, at least 1."),
+        ("MAX_STEPS", 2.5, "MAX_STEPS is 2.5"),
+        ("MAX_STEPS", True, "MAX_STEPS is True"),
+        ("BATCH_SIZE", 0, "BATCH_SIZE is 0"),
+        ("MAX_LENGTH", 2, "MAX_LENGTH is 2"),
+        ("LEARNING_RATE", 0, "LEARNING_RATE is 0"),
+        ("LEARNING_RATE", float("nan"), "LEARNING_RATE is nan"),
+        ("TEMPERATURE", -1.0, "TEMPERATURE is -1.0; it has to be a number above 0."),
+        ("TEMPERATURE", float("inf"), "TEMPERATURE is inf"),
+        ("LAYERS", [], r"LAYERS is []"),
+        ("LAYERS", "3", "LAYERS is '3'"),
+        ("LAYERS", [0, True], "LAYERS is"),
+        ("LOSS_WEIGHTS", {"kl": -1}, "LOSS_WEIGHTS is"),
+        ("LOSS_WEIGHTS", {"kl": float("nan")}, "LOSS_WEIGHTS is"),
+        ("LOSS_WEIGHTS", {"kld": 1}, "names out of ['cosine', 'kl', 'mlm', 'mse']"),
+        ("LOSS_WEIGHTS", {"kl": 0, "mlm": 0}, "not all 0"),
+        ("TEACHER", "", "TEACHER is ''"),
+        ("SEED", -1, "SEED is -1"),
+    ],
+)
+def test_check_parameters_names_the_fault(parameters, name, value, message):
+    with pytest.raises(ValueError, match=r".") as caught:
+        experiment.check_parameters({**parameters, name: value})
+    assert message in str(caught.value)
+
+
+def test_check_parameters_names_every_fault():
+    with pytest.raises(ValueError, match=r"SEEDLING.*\n.*MAX_STEPS is 0"):
+        experiment.check_parameters({"SEEDLING": 1, "MAX_STEPS": 0})
+
+
+@pytest.mark.parametrize(("steps", "shared"), [(320, (4, 80)), (3, (3, 1)), (1, (1, 1)), (10, (4, 2))])
+def test_split_steps(steps, shared):
+    assert experiment.split_steps(steps) == shared
+
+
+def test_records_of_other_parameters_stay(parameters):
+    first = experiment.write_record(parameters, "03_runner", {"accuracy": 0.1}, {"seconds": 1.0})
+    folder = first.parent
+    experiment.write_record({**parameters, "SEED": 1}, "03_runner", {"accuracy": 0.2}, {"seconds": 2.0})
+    kept = [json.loads(file.read_text()) for file in folder.glob("metrics-*.json")]
+    assert {record["parameters"]["SEED"]: record["accuracy"] for record in kept} == {0: 0.1, 1: 0.2}
+    latest = json.loads((folder / "metrics.json").read_text())
+    assert (latest["accuracy"], latest["timings"]) == (0.2, {"seconds": 2.0})
+    assert "OUTPUT_DIR" not in latest["parameters"]
+
+
+def test_models_are_made_once_and_others_beside_them(parameters, capsys):
+    teacher = experiment.ensure_teacher(parameters)
+    student = experiment.ensure_student(parameters, teacher)
+    assert capsys.readouterr().out.count("making") == 2
+    teacher_again = experiment.ensure_teacher(parameters)
+    again = experiment.ensure_student(parameters, teacher_again)
+    assert capsys.readouterr().out.count("found in") == 2
+    for name, weight in student.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name])
+    assert (again.steps, again.validations) == (student.steps, student.validations)
+
+    weights = (student.folder / "model.safetensors").read_bytes()
+    other = experiment.ensure_student({**parameters, "SEED": 1}, teacher)
+    assert other.folder != student.folder
+    assert (student.folder / "model.safetensors").read_bytes() == weights
+    # A seed more is no reason to train another teacher.
+    assert len(list(teacher.folder.parent.iterdir())) == 1
+
+
+def test_an_interrupted_run_is_made_anew_and_its_checkpoints_stay(parameters, monkeypatch):
+    teacher = experiment.ensure_teacher(parameters)
+    distill = experiment.distill
+
+    def interrupted(*args, logdir, **kwargs):
+        distill(*args, logdir=logdir, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "distill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.ensure_student(parameters, teacher)
+    monkeypatch.setattr(experiment, "distill", distill)
+    student = experiment.ensure_student(parameters, teacher)
+    assert (student.folder / "logs.interrupted-1" / "best" / "model.safetensors").is_file()
+    assert (student.folder / "logs" / "best" / "model.safetensors").is_file()
+
+
+def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
+    corpus = tmp_path / "corpus.csv"
+    corpus.write_text("text\none\ntwo\n")
+    values = {**parameters, "CORPUS": str(corpus)}
+    before = experiment._teacher_values(values)
+    corpus.write_text("text\none\nthree\n")
+    assert experiment._teacher_values(values) != before
+
+
+def test_a_teacher_with_its_own_head_is_taken_as_it_is(parameters, tiny, tmp_path):
+    teacher, tokenizer = tiny
+    with torch.no_grad():
+        teacher.cls.predictions.transform.dense.weight.normal_()
+    teacher.save_pretrained(tmp_path / "headed")
+    tokenizer.save_pretrained(tmp_path / "headed")
+    found = experiment.ensure_teacher({**parameters, "TEACHER": str(tmp_path / "headed")})
+    assert found.steps == []
+    assert torch.equal(
+        found.model.cls.predictions.transform.dense.weight, teacher.cls.predictions.transform.dense.weight
+    )
+    assert not found.folder.exists()
+
+
+def test_scores_against_counts_by_hand(tiny, sentences, engine):
+    teacher, tokenizer = tiny
+    student = models.extract_student(teacher, [0, 3])
+    loader = experiment.masked_lm_loaders(sentences, tokenizer, max_length=16, batch_size=5, valid_masks=10**6)["valid"]
+    scores = evaluation.masked_lm_scores(student, loader, engine, teacher)
+    right = overlap = nats = divergence = count = 0
+    for batch in loader:
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        with torch.no_grad():
+            ours, theirs = (model(**inputs).logits.double().log_softmax(-1) for model in (student, teacher))
+        for row, column in (batch["labels"] != -100).nonzero().tolist():
+            s, t, target = ours[row, column], theirs[row, column], batch["labels"][row, column].item()
+            count += 1
+            right += s.argmax().item() == target
+            nats -= s[target].item()
+            divergence += (t.exp() * (t - s)).sum().item()
+            overlap += len(set(s.topk(5).indices.tolist()) & set(t.topk(5).indices.tolist())) / 5
+    assert scores["masked_tokens"] == count
+    assert scores["masked_accuracy"] == pytest.approx(right / count)
+    assert scores["top5_overlap"] == pytest.approx(overlap / count)
+    assert scores["kl_to_teacher"] == pytest.approx(divergence / count, rel=1e-4)
+    assert scores["perplexity"] == pytest.approx(torch.tensor(nats / count).exp().item(), rel=1e-4)
+    own = evaluation.masked_lm_scores(teacher, loader, engine, teacher)
+    assert (own["top5_overlap"], own["kl_to_teacher"]) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+
+
+def test_relative_paths_are_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert experiment.from_root("artifacts") == experiment.ROOT / "artifacts"
+    assert experiment.from_root(tmp_path / "x") == tmp_path / "x"

@@ -1,0 +1,45 @@
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from helpers import plots
+
+
+def test_ema_by_hand_and_against_pandas():
+    assert plots.ema([1, 3, 5], 0.5) == [1, 2, 3.5]
+    values = [2.0, -1.0, 0.5, 4.0, 3.0]
+    for alpha in (0.05, 0.3, 1.0):
+        expected = pd.Series(values).ewm(alpha=alpha, adjust=False).mean().tolist()
+        assert plots.ema(values, alpha) == pytest.approx(expected, rel=1e-12)
+    assert plots.ema([], 0.1) == []
+
+
+@pytest.mark.parametrize("alpha", [0, -0.1, 1.1, float("nan")])
+def test_ema_refuses_alpha(alpha):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        plots.ema([1, 2], alpha)
+
+
+def test_learning_curve_draws_raw_values_their_ema_and_the_validations():
+    steps = [{"step": i, "loss": 1 / i} for i in range(1, 9)]
+    _, ax = plt.subplots()
+    plots.learning_curve(steps, [{"step": 8, "loss": 0.2}], "loss", "loss", ax, alpha=0.5)
+    raw, smooth, points = (line.get_ydata() for line in ax.lines)
+    assert list(raw) == [1 / i for i in range(1, 9)]
+    assert list(smooth) == plots.ema(list(raw), 0.5)
+    assert list(points) == [0.2]
+    assert ax.lines[0].get_alpha() < 0.5
+
+
+def test_comparison_bars_writes_each_value():
+    _, ax = plt.subplots()
+    plots.comparison_bars({"teacher": 1.0, "student": 2.5}, "title", "unit", ax)
+    assert [bar.get_width() for bar in ax.patches] == [1.0, 2.5]
+    assert [text.get_text() for text in ax.texts] == ["1", "2.5"]
+
+
+def test_layer_map_names_each_layer():
+    _, ax = plt.subplots()
+    plots.layer_map(6, [0, 2, 5], ax)
+    numbers = sorted(text.get_text() for text in ax.texts if text.get_text().isdigit())
+    assert numbers == sorted("012345" + "012")

@@ -1,0 +1,233 @@
+"""Engine, callbacks, runner and checkpoints, in the runs that they are made for."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from catalyst import dl
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from helpers import callbacks, checkpoints, data, losses, models, training
+from helpers.engine import Engine, fastest_precision, keep_freed_memory
+from helpers.runner import DistilMLMRunner, MaskedLMRunner
+
+WEIGHTS = {"kl": 0.5, "mlm": 0.3, "cosine": 0.15, "mse": 0.05}
+
+
+@pytest.fixture
+def loaders(tiny, sentences):
+    return data.masked_lm_loaders(sentences, tiny[1], max_length=16, batch_size=8, steps_per_epoch=6, valid_masks=10**6)
+
+
+def run(tiny, loaders, engine, logdir, runner=DistilMLMRunner, monkeypatch=None, **changes):
+    """Distil a student of layers 0 and 3; return (student, teacher, history)."""
+    teacher, _ = tiny
+    student = models.extract_student(teacher, [0, 3])
+    options = {"epochs": 3, "learning_rate": 5e-3, "loss_weights": WEIGHTS, "temperature": 2.0, "seed": 0} | changes
+    history = training.distill(teacher, student, loaders, engine=engine, logdir=logdir, **options)
+    return student, teacher, history
+
+
+def weights_equal(a, b):
+    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def test_distillation_brings_the_student_closer_to_the_teacher(tiny, loaders, engine, tmp_path):
+    _, _, history = run(tiny, loaders, engine, tmp_path)
+    assert [v["step"] for v in history.validations] == [6, 12, 18]
+    assert [s["step"] for s in history.steps] == list(range(1, 19))
+    extracted = run(tiny, loaders, engine, tmp_path / "still", learning_rate=1e-12)[2]
+    assert history.validations[-1]["kl"] < 0.8 * extracted.validations[0]["kl"]
+    assert history.validations[-1]["loss"] < extracted.validations[0]["loss"]
+
+
+def test_a_run_without_its_backward_pass_learns_nothing(tiny, loaders, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(dl.BackwardCallback, "on_batch_end", lambda self, runner: None)
+    student, teacher, history = run(tiny, loaders, engine, tmp_path)
+    assert weights_equal(student, models.extract_student(teacher, [0, 3]))
+    assert history.validations[-1]["kl"] == history.validations[0]["kl"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny, loaders, engine, tmp_path):
+    one, _, first = run(tiny, loaders, engine, tmp_path / "1")
+    two, _, second = run(tiny, loaders, engine, tmp_path / "2")
+    other, _, _ = run(tiny, loaders, engine, tmp_path / "3", seed=1)
+    assert weights_equal(one, two)
+    assert first.steps == second.steps
+    assert first.validations == second.validations
+    assert not weights_equal(one, other)
+
+
+def test_the_teacher_is_frozen_in_eval_mode_and_without_gradients(tiny, loaders, engine, tmp_path, monkeypatch):
+    seen = []
+    handle_batch = DistilMLMRunner.handle_batch
+
+    def watched(self, batch):
+        handle_batch(self, batch)
+        teacher, student = self.model["teacher"], self.model["student"]
+        seen.append((self.is_train_loader, any(m.training for m in teacher.modules()), student.training))
+        assert not self.batch["t_logits"].requires_grad
+        assert not any(hidden.requires_grad for hidden in self.batch["t_hidden_states"])
+        assert not any(weight.requires_grad or weight.grad is not None for weight in teacher.parameters())
+
+    monkeypatch.setattr(DistilMLMRunner, "handle_batch", watched)
+    before = {name: weight.clone() for name, weight in tiny[0].state_dict().items()}
+    _, teacher, _ = run(tiny, loaders, engine, tmp_path)
+    assert {(train, student) for train, _, student in seen} == {(True, True), (False, False)}
+    assert not any(teacher_training for _, teacher_training, _ in seen)
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+
+
+def test_autocast_reaches_both_models(tiny, loaders, tmp_path, monkeypatch):
+    seen = set()
+    head = models.MaskedPositionLM.head
+
+    def watched(self, hidden):
+        logits = head(self, hidden)
+        seen.add((type(self.model).__name__, logits.dtype))
+        return logits
+
+    monkeypatch.setattr(models.MaskedPositionLM, "head", watched)
+    run(tiny, loaders, Engine("bf16", cpu=True), tmp_path / "bf16", epochs=1)
+    assert seen == {("BertForMaskedLM", torch.bfloat16), ("DistilBertForMaskedLM", torch.bfloat16)}
+    seen.clear()
+    # A second engine of another precision in the same process.
+    run(tiny, loaders, Engine("no", cpu=True), tmp_path / "fp32", epochs=1)
+    assert seen == {("BertForMaskedLM", torch.float32), ("DistilBertForMaskedLM", torch.float32)}
+
+
+def test_loader_metrics_are_those_of_all_tokens(tiny, loaders, engine, tmp_path):
+    """Recomputed over the whole validation part at once, from batches of unequal counts."""
+    student, teacher, history = run(tiny, loaders, engine, tmp_path)
+    logits, teacher_logits, targets, cosines = [], [], [], []
+    small = DataLoader(loaders["valid"].dataset, batch_size=3, collate_fn=loaders["valid"].collate_fn)
+    for batch in small:
+        with torch.no_grad():
+            s, s_hidden = models.MaskedPositionLM(student)(**batch)
+            t, t_hidden = models.MaskedPositionLM(teacher)(**batch)
+        logits.append(s), teacher_logits.append(t), targets.append(callbacks.masked_targets(batch))
+        attended = batch["attention_mask"].bool()
+        cosines.append(1 - torch.cosine_similarity(s_hidden[-1][attended], t_hidden[-1][attended], dim=-1))
+    s, t, targets = torch.cat(logits).double(), torch.cat(teacher_logits).double(), torch.cat(targets)
+    expected = {
+        "mlm": losses.masked_lm_loss(s, targets).item(),
+        "kl": losses.kl_div_loss(s, t, 2.0).item(),
+        "mse": losses.mse_loss(s, t).item(),
+        "cosine": torch.cat(cosines).mean().item(),
+        "perplexity": losses.perplexity(s, targets).item(),
+    }
+    expected["loss"] = sum(weight * expected[name] for name, weight in WEIGHTS.items())
+    # The run ends with the weights of its best validation.
+    best = min(history.validations, key=lambda validation: validation["loss"])
+    for name, value in expected.items():
+        assert best[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_each_step_adds_up_and_clips(tiny, loaders, engine, tmp_path, monkeypatch):
+    norms = []
+    step = dl.OptimizerCallback.on_batch_end
+
+    def watched(self, runner):
+        if runner.is_train_loader:
+            grads = [p.grad for p in runner.model["student"].parameters() if p.grad is not None]
+            norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+        step(self, runner)
+
+    monkeypatch.setattr(dl.OptimizerCallback, "on_batch_end", watched)
+    _, _, history = run(tiny, loaders, engine, tmp_path, loss_weights={"mlm": 30.0})
+    for metrics, norm in zip(history.steps, norms, strict=True):
+        assert metrics["loss"] == pytest.approx(30 * metrics["mlm"], rel=1e-6)
+        assert metrics["gradient_norm"] > 1
+        assert norm == pytest.approx(1, abs=1e-3)
+
+
+def test_a_loss_without_weight_is_not_computed():
+    used = training.loss_callbacks({"mlm": 1.0, "kl": 0.0}, 2.0)
+    assert [type(callback).__name__ for callback in used] == [
+        "MaskedLanguageModelCallback",
+        "MetricAggregationCallback",
+    ]
+
+
+def test_best_and_last_student_are_kept_and_the_best_is_used(tiny, loaders, engine, tmp_path, monkeypatch):
+    scores = iter([3.0, 1.0, 2.0])
+    saved = {}
+    on_epoch_end = checkpoints.StudentCheckpointCallback.on_epoch_end
+
+    def scored(self, runner):
+        runner.epoch_metrics["valid"]["loss"] = next(scores)
+        on_epoch_end(self, runner)
+        saved[runner.epoch_step] = {k: v.clone() for k, v in runner.model["student"].state_dict().items()}
+
+    monkeypatch.setattr(checkpoints.StudentCheckpointCallback, "on_epoch_end", scored)
+    student, _, _ = run(tiny, loaders, engine, tmp_path)
+    for name, weight in load_file(tmp_path / "best" / "model.safetensors").items():
+        assert torch.equal(weight, saved[2][name])
+    for name, weight in load_file(tmp_path / "last" / "model.safetensors").items():
+        assert torch.equal(weight, saved[3][name])
+    assert all(torch.equal(weight, saved[2][name]) for name, weight in student.state_dict().items())
+    assert json.loads((tmp_path / "best" / "config.json").read_text())["model_type"] == "distilbert"
+
+
+def test_a_write_that_fails_leaves_what_was_there(tiny, tmp_path):
+    student = models.extract_student(tiny[0], [0])
+    checkpoints.save_folder(tmp_path / "kept", student)
+    before = (tmp_path / "kept" / "model.safetensors").read_bytes()
+
+    class Dies:
+        def save_pretrained(self, folder):
+            models.extract_student(tiny[0], [1]).save_pretrained(folder)
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save_folder(tmp_path / "kept", Dies())
+    assert (tmp_path / "kept" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_masked_lm_training_trains_all_of_the_model_quietly(tiny, loaders, engine):
+    teacher, _ = tiny
+    before = {name: weight.clone() for name, weight in teacher.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        history = training.train_masked_lm(teacher, loaders, epochs=3, learning_rate=5e-3, seed=0, engine=engine)
+    # Type 1, positions beyond the rows' length and the key biases, which softmax ignores, get no gradient to speak of.
+    assert not torch.equal(before["bert.embeddings.word_embeddings.weight"], teacher.get_input_embeddings().weight)
+    changed = {name for name, weight in teacher.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == set(before)
+    assert history.validations[-1]["loss"] < history.steps[0]["loss"]
+
+
+def test_masked_lm_runners_validation_is_over_all_tokens(tiny, loaders, engine):
+    teacher, _ = tiny
+    history = training.train_masked_lm(teacher, loaders, epochs=1, learning_rate=1e-3, seed=0, engine=engine)
+    with torch.no_grad():
+        parts = [
+            (models.MaskedPositionLM(teacher)(**batch)[0], callbacks.masked_targets(batch))
+            for batch in loaders["valid"]
+        ]
+    whole = losses.masked_lm_loss(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+    assert history.validations[0]["loss"] == pytest.approx(whole.item(), rel=1e-5)
+    assert issubclass(MaskedLMRunner, dl.Runner)
+
+
+def test_progress_leaves_one_line_a_validation(tiny, loaders, engine, tmp_path, capsys):
+    run(tiny, loaders, engine, tmp_path, epochs=2)
+    shown = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().out.split("\n")]
+    shown = [line for line in shown if line]
+    assert [line.split(",")[0] for line in shown] == ["step    6", "step   12"]
+
+
+def test_engine_reduces_metrics_to_floats(engine):
+    assert engine.mean_reduce_ddp_metrics({"a": torch.tensor(1.5), "b": 2}) == {"a": 1.5, "b": 2.0}
+
+
+def test_engine_says_what_it_chose(capsys):
+    chosen, reason = fastest_precision()
+    engine = Engine()
+    assert engine.mixed_precision == chosen
+    assert reason in capsys.readouterr().out
+    keep_freed_memory()
+    assert torch.ones(3).sum() == 3
