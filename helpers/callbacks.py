@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers import losses
-from helpers.data import IGNORED
+from helpers.batches import IGNORED
 
 
 def masked_targets(batch: dict) -> Tensor:

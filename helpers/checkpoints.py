@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from helpers.models import quiet_transformers
 def save_folder(folder: Path, *savers) -> None:
     """Let each saver's ``save_pretrained`` write into a folder beside `folder`, then move the files into place.
 
-    A process that dies while writing leaves the files that were there before.
+    Each file is whole at any moment: the one from before, or the new one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as writing:
@@ -50,8 +51,13 @@ class StudentCheckpointCallback(ICheckpointCallback):
         if not runner.engine.is_main_process:
             return
         student = runner.engine.unwrap_model(runner.model[self.model_key])
-        save_folder(self.logdir / "last", student)
         score = runner.epoch_metrics["valid"][self.metric_key]
+        if not math.isfinite(score):
+            raise FloatingPointError(
+                f"the validation {self.metric_key} of epoch {runner.epoch_step} is {score}: lower LEARNING_RATE. "
+                f"The best student so far is kept in {self.logdir.name}/best."
+            )
+        save_folder(self.logdir / "last", student)
         if score < self.best_score:
             self.best_score = score
             save_folder(self.logdir / "best", student)

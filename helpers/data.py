@@ -19,11 +19,9 @@ import numpy as np
 import torch
 from datasets.fingerprint import Hasher
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, RandomSampler
-from transformers import DataCollatorForLanguageModeling
+from torch.utils.data import DataLoader
 
-IGNORED = -100
-"""The label of a position that no loss looks at: torch's own default for cross-entropy."""
+from helpers.batches import EndlessShuffle, MaskingCollator
 
 SEPARATORS = ",;\t"
 LEGACY_ENCODINGS = ["utf_16_le", "utf_16_be", "cp1251", "cp1252"]
@@ -72,6 +70,7 @@ def _csv_dialect(path: Path, text_field: str) -> tuple[str, str, list[str]]:
     text = codecs.getincrementaldecoder(encoding)().decode(sample, final=False)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty. A header row and at least two texts are needed.")
+    csv.field_size_limit(len(text))  # the default refuses a field of more than 131,072 characters
     headers = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
     for separator, fields in headers.items():
         if text_field in fields:
@@ -108,7 +107,8 @@ def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
     path = Path(path)
     encoding, separator, fields = _csv_dialect(path, text_field)
     # All columns are read, though one is kept: told to use one, pandas passes over rows that have too many fields.
-    features = datasets.Features({field: datasets.Value("string") for field in fields})
+    names = [field or f"Unnamed: {number}" for number, field in enumerate(fields)]  # as pandas calls them
+    features = datasets.Features({name: datasets.Value("string") for name in names})
     try:
         with _without_bars():
             table = datasets.Dataset.from_csv(
@@ -216,43 +216,6 @@ def _blocks(tokens: datasets.Dataset, tokenizer, max_length: int, pack: bool) ->
         return tokens.map(packed if pack else single, batched=True, remove_columns=tokens.column_names)
 
 
-class MaskingCollator:
-    """Rows of token ids to a dict batch, with BERT's masking (Devlin et al. 2019, section 3.1).
-
-    Of the tokens that are not special, a share of `probability` becomes a label; of these 80 % are replaced by [MASK],
-    10 % by a random token and 10 % stay as they are. The masking itself is that of `transformers`.
-
-    Rows that already have ``labels`` (the validation part's) are only padded.
-    """
-
-    def __init__(self, tokenizer, probability: float = 0.15):
-        self.pad = tokenizer.pad_token_id
-        self.special = torch.tensor(tokenizer.all_special_ids)
-        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
-
-    def mask(self, input_ids: torch.Tensor, generator: torch.Generator | None = None):
-        """Mask a (batch, length) int64 tensor in place; return (input_ids, labels), both (batch, length) int64.
-
-        The random numbers come from `generator`, or from torch's global one, which Catalyst seeds anew each epoch.
-        """
-        self.masking.generator = generator
-        special = torch.isin(input_ids, self.special)
-        return self.masking.torch_mask_tokens(input_ids, special_tokens_mask=special)
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        def padded(key, value):
-            return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value)
-
-        input_ids = padded("input_ids", self.pad)
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        if "labels" in rows[0]:
-            labels = padded("labels", IGNORED)
-        else:
-            input_ids, labels = self.mask(input_ids)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
 def _split(tokens: datasets.Dataset, masks_wanted: float, probability: float, seed: int):
     """Part the texts at random: enough of them for the wanted number of masks, but at most a tenth, validate."""
     order = np.random.default_rng(seed).permutation(len(tokens))
@@ -273,6 +236,7 @@ def masked_lm_loaders(
     probability: float = 0.15,
     valid_masks: int = 21_000,
     seed: int = 0,
+    order_seed: int = 0,
 ) -> dict[str, DataLoader]:
     """Dict batches for masked-LM training and validation.
 
@@ -291,6 +255,7 @@ def masked_lm_loaders(
         probability: share of the tokens that are masked.
         valid_masks: masked tokens aimed at in the validation part, which takes no more than a tenth of the texts.
         seed: of the split and of the validation masks.
+        order_seed: of the order in which the training rows are read.
 
     Returns:
         ``{"train": DataLoader, "valid": DataLoader}``. A batch is ``{"input_ids", "attention_mask", "labels"}``, each
@@ -320,15 +285,14 @@ def masked_lm_loaders(
 
     with _without_bars():
         # Not cached: `datasets` cannot see the generator's state, on which the result depends.
-        valid = valid.map(with_labels, batched=True, load_from_cache_file=False)
+        valid = valid.map(with_labels, batched=True, load_from_cache_file=False, keep_in_memory=True)
     samples = steps_per_epoch * batch_size if steps_per_epoch else len(train)
     return {
         "train": DataLoader(
             train.with_format("numpy"),
             batch_size=batch_size,
-            sampler=RandomSampler(train, num_samples=samples),
+            sampler=EndlessShuffle(len(train), samples, order_seed),
             collate_fn=collate,
-            drop_last=len(train) >= batch_size,
         ),
         "valid": DataLoader(valid.with_format("numpy"), batch_size=batch_size, collate_fn=collate),
     }

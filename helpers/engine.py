@@ -12,17 +12,21 @@ from catalyst import dl
 PRECISION_NAMES = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast with a loss scaler"}
 
 
-def fastest_precision() -> tuple[str, str]:
-    """The mixed precision that this machine's hardware computes in, and why: ("bf16", "the processor has ...")."""
-    if torch.cuda.is_available():
+def fastest_precision(cpu: bool = False) -> tuple[str, str]:
+    """The mixed precision that the hardware computes in, and why: ``("bf16", "the GPU has it")``.
+
+    Args:
+        cpu: leave a GPU out of account.
+    """
+    if torch.cuda.is_available() and not cpu:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has it"
         return "fp16", "the GPU has no bfloat16"
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and not cpu:
         return "no", "Apple's GPU"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bf16", "the processor has it"
-    return "no", "the processor has no bfloat16 instructions"
+    return "no", "no bfloat16 instructions known of this processor"
 
 
 def keep_freed_memory() -> None:
@@ -55,7 +59,7 @@ class Engine(dl.Engine):
         AcceleratorState._reset_state(reset_partial_state=True)
         reason = "as asked"
         if mixed_precision is None:
-            mixed_precision, reason = fastest_precision()
+            mixed_precision, reason = fastest_precision(cpu)
         super().__init__(mixed_precision=mixed_precision, cpu=cpu)
         if self.device.type == "cpu":
             keep_freed_memory()

@@ -19,7 +19,7 @@ def masked_lm_scores(
     """Score a masked-LM model on every masked position of a loader, in the engine's precision.
 
     Args:
-        model: a BERT or DistilBERT with its masked-LM head; it is put into eval mode and on the engine's device.
+        model: a BERT or DistilBERT with its masked-LM head, on the CPU; it comes back there, in eval mode.
         loader: dict batches with fixed masks, as `masked_lm_loaders` gives for validation.
         engine: where and in which precision to compute.
         teacher: compare the model with this one as well.
@@ -29,9 +29,12 @@ def masked_lm_scores(
         the mean cross-entropy in nats) and ``masked_tokens``; with a teacher also ``kl_to_teacher`` (nats a masked
         token, at temperature 1) and ``top5_overlap`` (share of the teacher's five most probable tokens that are among
         the model's five).
+
+    Raises:
+        ValueError: nothing is masked in the whole loader.
     """
     student = MaskedPositionLM(model).to(engine.device).eval()
-    teacher = MaskedPositionLM(teacher).to(engine.device).eval() if teacher is not None else None
+    teacher_lm = MaskedPositionLM(teacher).to(engine.device).eval() if teacher is not None else None
     sums = {"masked_accuracy": 0.0, "loss": 0.0, "kl_to_teacher": 0.0, "top5_overlap": 0.0}
     count = 0
     for batch in loader:
@@ -40,12 +43,17 @@ def masked_lm_scores(
         count += len(targets)
         with engine.autocast():
             logits, _ = student(**batch)
-            teacher_logits = teacher(**batch)[0] if teacher is not None else None
+            teacher_logits = teacher_lm(**batch)[0] if teacher is not None else None
         sums["masked_accuracy"] += (logits.argmax(-1) == targets).sum().item()
         sums["loss"] += masked_lm_loss(logits, targets).item() * len(targets)
         if teacher_logits is not None:
             sums["kl_to_teacher"] += kl_div_loss(logits, teacher_logits).item() * len(targets)
             sums["top5_overlap"] += top5_overlap(logits, teacher_logits).sum().item()
+    student.cpu()
+    if teacher is not None:
+        teacher_lm.cpu()
+    if count == 0:
+        raise ValueError("nothing is masked in the loader, so there is nothing to score: the corpus is too small.")
     means = {key: value / count for key, value in sums.items()}
     loss = means.pop("loss")
     scores = {**means, "perplexity": float(torch.tensor(loss, dtype=torch.float64).exp()), "masked_tokens": count}

@@ -20,13 +20,22 @@ from helpers.callbacks import LOSSES
 from helpers.checkpoints import save_folder
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
 from helpers.engine import Engine
-from helpers.models import extract_student, head_is_untrained, load_teacher, quiet_transformers, spread_layers
+from helpers.models import (
+    check_layers,
+    extract_student,
+    head_is_untrained,
+    load_teacher,
+    quiet_transformers,
+    spread_layers,
+)
 from helpers.training import distill, train_masked_lm
 
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATIONS = 4
 """How often a run validates: this many mini-epochs share out its steps."""
 TEACHER_LEARNING_RATE = 5e-4
+TEACHER_SEED = 99_991
+"""One of its own, so that no student reads the rows in the order in which its teacher did."""
 
 
 def whole(least: int):
@@ -55,7 +64,7 @@ def _is_weights(value) -> bool:
     )
 
 
-text = (lambda value: isinstance(value, (str, Path)) and str(value) != "", "a text that is not empty")
+text = (lambda value: isinstance(value, str) and value != "", "a text that is not empty")
 
 PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "TEACHER": text,
@@ -141,7 +150,8 @@ def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, A
     The same goes into ``metrics-<fingerprint>.json``, which a run with other parameters leaves alone.
     """
     settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
-    name = fingerprint(settings)
+    contents = {key: _identity(settings[key]) for key in ("TEACHER", "CORPUS") if key in settings}
+    name = fingerprint(settings | contents)
     folder = from_root(parameters["OUTPUT_DIR"]) / notebook
     folder.mkdir(parents=True, exist_ok=True)
     record = {"parameters": settings, "fingerprint": name, **metrics, "timings": timings}
@@ -163,14 +173,20 @@ def split_steps(steps: int) -> tuple[int, int]:
     return epochs, steps // epochs
 
 
-def corpus_loaders(parameters: dict[str, Any], tokenizer: PreTrainedTokenizerBase, steps: int) -> dict[str, DataLoader]:
-    """`masked_lm_loaders` over CORPUS, a mini-epoch of a run of `steps` being an epoch to Catalyst."""
+def corpus_loaders(
+    parameters: dict[str, Any], tokenizer: PreTrainedTokenizerBase, steps: int, seed: int = 0
+) -> dict[str, DataLoader]:
+    """`masked_lm_loaders` over CORPUS, a mini-epoch of a run of `steps` being an epoch to Catalyst.
+
+    The seed is that of the training rows' order; the validation part is the same for every seed.
+    """
     return masked_lm_loaders(
         read_corpus(parameters),
         tokenizer,
         max_length=parameters["MAX_LENGTH"],
         batch_size=parameters["BATCH_SIZE"],
         steps_per_epoch=split_steps(steps)[1],
+        order_seed=seed,
     )
 
 
@@ -209,8 +225,9 @@ def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], 
     return made
 
 
-def _teacher_values(parameters: dict[str, Any]) -> dict[str, Any]:
-    keys = ("MAX_LENGTH", "BATCH_SIZE", "TEACHER_STEPS")
+def _teacher_values(parameters: dict[str, Any], trained: bool) -> dict[str, Any]:
+    """What a teacher, and what is learned from it, depends on; `trained` where its head was trained here."""
+    keys = ("MAX_LENGTH", "BATCH_SIZE", "TEACHER_STEPS") if trained else ("MAX_LENGTH", "BATCH_SIZE")
     return {
         "TEACHER": _identity(parameters["TEACHER"]),
         "CORPUS": [_identity(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
@@ -226,20 +243,27 @@ def ensure_teacher(parameters: dict[str, Any]) -> Trained:
     that students of several seeds have one teacher.
     """
     model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]))
-    values = _teacher_values(parameters)
+    most = model.config.max_position_embeddings
+    if parameters["MAX_LENGTH"] > most:
+        raise ValueError(f"MAX_LENGTH is {parameters['MAX_LENGTH']}, but the teacher takes {most} tokens at most.")
+    if "LAYERS" in parameters:
+        # Here, before minutes of training, and not only where the student is extracted.
+        check_layers(chosen_layers(parameters["LAYERS"], depth := model.config.num_hidden_layers), depth)
+    values = _teacher_values(parameters, trained=True)
     folder = from_root(parameters["OUTPUT_DIR"]) / "02_student_extraction" / f"teacher-{fingerprint(values)}"
     if not head_is_untrained(model):
         return Trained(model, tokenizer, [], [], folder, 0.0)
 
     def make() -> Trained:
         steps = parameters["TEACHER_STEPS"]
-        loaders, engine, start = corpus_loaders(parameters, tokenizer, steps), Engine(), time.perf_counter()
+        loaders = corpus_loaders(parameters, tokenizer, steps, TEACHER_SEED)
+        engine, start = Engine(), time.perf_counter()
         history = train_masked_lm(
             model,
             loaders,
             epochs=split_steps(steps)[0],
             learning_rate=TEACHER_LEARNING_RATE,
-            seed=0,
+            seed=TEACHER_SEED,
             engine=engine,
         )
         seconds = time.perf_counter() - start
@@ -260,14 +284,15 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
     """
     layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     keys = ("MAX_STEPS", "LEARNING_RATE", "TEMPERATURE", "LOSS_WEIGHTS", "SEED")
-    values = {**_teacher_values(parameters), "LAYERS": layers, **{key: parameters[key] for key in keys}}
+    values = _teacher_values(parameters, trained=bool(teacher.steps))
+    values |= {"LAYERS": layers, **{key: parameters[key] for key in keys}}
     folder = from_root(parameters["OUTPUT_DIR"]) / "03_runner" / f"student-{fingerprint(values)}"
 
     def make() -> Trained:
         student = extract_student(teacher.model, layers)
         steps = parameters["MAX_STEPS"]
-        loaders, engine = corpus_loaders(parameters, teacher.tokenizer, steps), Engine()
-        start = time.perf_counter()
+        loaders = corpus_loaders(parameters, teacher.tokenizer, steps, parameters["SEED"])
+        engine, start = Engine(), time.perf_counter()
         history = distill(
             teacher.model,
             student,

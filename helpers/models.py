@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from helpers.data import IGNORED
+from helpers.batches import IGNORED
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -85,8 +85,8 @@ def load_teacher(name_or_path: str | Path = "minilm") -> tuple[BertForMaskedLM, 
             `transformers` unpickles tensors alone (torch's ``weights_only``), never code.
 
     Returns:
-        (model in eval mode, tokenizer). Where the checkpoint has no masked-LM head, as a sentence encoder has none, the
-        head starts from the identity: `head_is_untrained` tells.
+        (model in float32 and eval mode, tokenizer). Where the checkpoint has no masked-LM head, as a sentence encoder
+        has none, the head starts from the identity: `head_is_untrained` tells.
 
     Raises:
         FileNotFoundError: neither a folder nor a model that the hub gives out.
@@ -105,7 +105,7 @@ def load_teacher(name_or_path: str | Path = "minilm") -> tuple[BertForMaskedLM, 
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
         raise ValueError(f"TEACHER {str(name_or_path)!r}: only absolute position embeddings fit a DistilBERT student.")
     with quiet_transformers():
-        model, report = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
+        model, report = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("cls."))
     if missing:
@@ -210,7 +210,8 @@ def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = 
     Args:
         teacher: the BERT; it is left as it is.
         layers: ascending indices of the layers that the student keeps. Taking all gives the teacher's logits on single
-            texts (see `student_state_dict` for pairs of texts).
+            texts (see `student_state_dict` for pairs of texts), provided that its LayerNorms have BERT's epsilon of
+            1e-12: DistilBERT's cannot have another.
         weights: ``"teacher"`` copies embeddings, layers and head (the article's initialization); ``"random"`` gives the
             same shape with BERT's own random initialization, from torch's global seed.
 

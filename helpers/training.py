@@ -25,6 +25,9 @@ from helpers.engine import Engine
 from helpers.models import MaskedPositionLM
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
 
+SEED_STRIDE = 10_000
+"""Catalyst seeds each epoch with the run's seed plus the epoch's number: without a stride, neighbours share masks."""
+
 
 def optimization(model: torch.nn.Module, learning_rate: float, steps: int):
     """AdamW with weight decay 0.01, and a linear schedule: 6 % of `steps` to warm up, the rest down to zero."""
@@ -48,7 +51,7 @@ def train_masked_lm(
         loaders: dict batches under ``"train"`` and ``"valid"``.
         epochs: how often the training loader is gone through.
         learning_rate: at the end of the warm-up.
-        seed: of order, masks and dropout.
+        seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
 
     Returns:
@@ -68,7 +71,7 @@ def train_masked_lm(
             callbacks=[ProgressCallback("masked-LM training"), history],
             loggers={"console": ValidationLogger()},
             num_epochs=epochs,
-            seed=seed,
+            seed=SEED_STRIDE * seed,
         )
     model.cpu().eval()
     return history
@@ -98,13 +101,14 @@ def distill(
     """Distil the teacher into the student, in place; the student ends with the weights of its best validation.
 
     Args:
-        teacher, student: masked-LM models of one vocabulary.
+        teacher: a masked-LM model; it is left without `requires_grad`.
+        student: a masked-LM model of the same vocabulary.
         loaders: dict batches under ``"train"`` and ``"valid"``.
         epochs: how often the training loader is gone through.
         learning_rate: at the end of the warm-up.
         loss_weights: from the names in `LOSSES` to the weights of the sum.
         temperature: of the KL loss.
-        seed: of order, masks and dropout.
+        seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
         logdir: gets ``best/`` and ``last/`` (students that `transformers` loads), and metrics as CSV and TensorBoard.
         draw: from (steps, validations) to a figure that is shown while training goes on.
@@ -138,7 +142,7 @@ def distill(
         loggers={"console": ValidationLogger()},
         logdir=str(logdir),
         num_epochs=epochs,
-        seed=seed,
+        seed=SEED_STRIDE * seed,
         valid_loader="valid",
         valid_metric="loss",
         minimize_valid_metric=True,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import hashlib
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,12 +18,16 @@ import time
 from pathlib import Path
 
 import nbformat
+from matplotlib import pyplot as plt
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbval.plugin import coalesce_streams
+
+from helpers.plots import distillation_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = ROOT / "artifacts" / "tutorial"
+GOES_ON = "The same command goes on from here: notebooks and models that are finished are kept."
 
 
 class Shown(NotebookClient):
@@ -36,6 +43,11 @@ def show_heading(cell, cell_index):
     for line in cell.source.splitlines() if cell.cell_type == "markdown" else ():
         if line.startswith("## "):
             print(f"\n  {line[3:]}", flush=True)
+
+
+def let_interrupts_through(notebook):
+    """Take back nbclient's own answer to Ctrl-C, which ends in an assertion of its own; it shuts the kernel at exit."""
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
 def committed(numbers: list[str]) -> list[Path]:
@@ -80,8 +92,18 @@ def minutes(notebook: nbformat.NotebookNode) -> str:
     return found.group() if found else "no time given"
 
 
+def record_of(path: Path, root: Path) -> dict:
+    """What the notebook wrote to its metrics.json, without the timings."""
+    file = root / "artifacts" / path.stem / "metrics.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return {key: value for key, value in record.items() if key != "timings"}
+
+
 def execute(path: Path, target: Path, root: Path) -> bool:
-    """Run a notebook with `root` as the repository and write it to `target`; on an error, beside it. True if it ran."""
+    """Run a notebook with `root` as the repository and write it to `target`; True if it ran to its end.
+
+    A committed notebook, written in place, keeps its record. One that failed goes to artifacts/stopped.
+    """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -92,27 +114,35 @@ def execute(path: Path, target: Path, root: Path) -> bool:
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(root / "notebooks")}},
+        on_notebook_start=let_interrupts_through,
         on_cell_start=show_heading,
     )
-    ran, error = True, None
+    error = None
     try:
         client.execute(env={**os.environ, "PYTHONPATH": str(root)})
     except CellExecutionError as failure:
-        ran, error = False, failure
+        error = f"{failure.ename}: {failure.evalue}"
+    except DeadKernelError:
+        error = f"The kernel died, perhaps for want of memory: a smaller BATCH_SIZE needs less. {GOES_ON}"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = coalesce_streams(cell.outputs)
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.text = re.sub(r" +\r?$", "", output.text)  # where a progress bar was
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
         "sources_sha256": sources_sha256(notebook),
     }
-    target = target if ran else target.with_suffix(".failed.ipynb")
+    if error is not None:
+        target = ROOT / "artifacts" / "stopped" / path.name
+        print(f"\n{error}\nThe notebook up to there: {target.relative_to(ROOT)}")
+    elif target == path:
+        notebook.metadata["record"] = record_of(path, root)
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
-    if error is not None:
-        print(f"\n{error.ename}: {error.evalue}\nThe notebook up to the error: {target.relative_to(ROOT)}")
-    return ran
+    return error is None
 
 
 def tutorial(numbers: list[str]) -> int:
@@ -154,7 +184,16 @@ def regenerate(numbers: list[str]) -> int:
             print(f"\n{path.stem}", flush=True)
             if not execute(path, path, Path(folder)):
                 return 1
+    draw_schema(ROOT / "notebooks" / "images" / "distillation.png")
     return 0
+
+
+def draw_schema(target: Path) -> None:
+    """The README's picture: the article's case, twelve layers to six."""
+    figure, ax = plt.subplots(figsize=(10, 4.4))
+    distillation_schema(12, 6, ax)
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target, dpi=120, bbox_inches="tight", facecolor="white")
 
 
 def main() -> int:
@@ -165,7 +204,7 @@ def main() -> int:
     try:
         return {"tutorial": tutorial, "regenerate": regenerate}[arguments.what](arguments.numbers)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here: notebooks and models that are finished are kept.")
+        print(f"\nInterrupted. {GOES_ON}")
         return 130
 
 

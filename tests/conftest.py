@@ -6,9 +6,9 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-import tiny_teacher
 import yaml
 
+import tiny_teacher
 from helpers.data import read_texts
 from helpers.engine import Engine
 from helpers.models import load_teacher

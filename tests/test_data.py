@@ -1,12 +1,18 @@
 import bz2
 import gzip
+import os
+import subprocess
+import sys
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from helpers import data
+from helpers import batches, data
+from helpers.batches import IGNORED
 from helpers.models import load_teacher
 
 RUSSIAN = ["Фильм, который стоит смотреть.", 'Он сказал: "да"; и ушёл.', "Ёлка\tи снег."]
@@ -132,7 +138,7 @@ def test_batches_are_dicts_of_int64(tiny, sentences):
                 assert all(value.dtype == torch.int64 for value in batch.values())
                 padded = batch["attention_mask"] == 0
                 assert (batch["input_ids"][padded] == tokenizer.pad_token_id).all()
-                assert (batch["labels"][padded] == data.IGNORED).all()
+                assert (batch["labels"][padded] == IGNORED).all()
 
 
 def test_no_text_is_on_both_sides(tiny):
@@ -147,7 +153,7 @@ def test_no_text_is_on_both_sides(tiny):
 
 
 def labels_of(loader):
-    return torch.cat([batch["labels"][batch["labels"] != data.IGNORED] for batch in loader])
+    return torch.cat([batch["labels"][batch["labels"] != IGNORED] for batch in loader])
 
 
 def test_validation_masks_are_fixed_and_training_masks_fresh(tiny, sentences):
@@ -169,13 +175,13 @@ def test_validation_masks_are_fixed_and_training_masks_fresh(tiny, sentences):
 
 def test_masking_is_berts(tiny):
     _, tokenizer = tiny
-    collate = data.MaskingCollator(tokenizer)
+    collate = batches.MaskingCollator(tokenizer)
     special = set(tokenizer.all_special_ids)
     ordinary = [i for i in range(len(tokenizer)) if i not in special]
     original = torch.tensor(np.random.default_rng(0).choice(ordinary, (400, 500)))
     original[:, 0], original[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
     ids, labels = collate.mask(original.clone(), torch.Generator().manual_seed(0))
-    asked = labels != data.IGNORED
+    asked = labels != IGNORED
     assert not asked[:, [0, -1]].any()
     assert torch.equal(labels[asked], original[asked])
     assert torch.equal(ids[~asked], original[~asked])
@@ -189,6 +195,19 @@ def test_masking_is_berts(tiny):
         assert found == pytest.approx(expected, abs=0.01)
 
 
+def test_every_row_is_read_once_before_any_is_read_twice(engine):
+    def read(seed):
+        loader = DataLoader(range(10), batch_size=2, sampler=batches.EndlessShuffle(10, 4, seed))
+        loader = engine.prepare(loader)
+        return [row for _ in range(5) for batch in loader for row in batch.tolist()]
+
+    rows = read(0)
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10] != rows[10:]
+    assert read(0) == rows
+    assert read(1) != rows
+
+
 def test_steps_per_epoch(tiny, sentences):
     _, tokenizer = tiny
     loader = data.masked_lm_loaders(sentences, tokenizer, max_length=16, batch_size=4, steps_per_epoch=50)["train"]
@@ -197,12 +216,29 @@ def test_steps_per_epoch(tiny, sentences):
 
 def test_tokens_are_cached_from_process_to_process(tmp_path, tiny_folder):
     path = write_csv(tmp_path / "a.csv", [f"the cat number {i}" for i in range(20)])
-    first = data._tokenize(data.read_texts(path, "review"), load_teacher(tiny_folder)[1])
-    used = load_teacher(tiny_folder)[1]
-    used(["the cat"], padding="max_length", truncation=True, max_length=5)
-    used.backend_tokenizer.no_padding(), used.backend_tokenizer.no_truncation()
-    second = data._tokenize(data.read_texts(path, "review"), used)
-    assert first.cache_files == second.cache_files
+    texts = data.read_texts(path, "review")
+    first = data._tokenize(texts, load_teacher(tiny_folder)[1])
+    (file,) = {entry["filename"] for entry in first.cache_files}
+    written = os.stat(file).st_mtime_ns
+    code = (
+        "from helpers import data; from helpers.models import load_teacher; "
+        f"tokenizer = load_teacher({str(tiny_folder)!r})[1]; tokenizer(['the cat']); "
+        f"tokens = data._tokenize(data.read_texts({str(path)!r}, 'review'), tokenizer); "
+        "print(tokens.cache_files[0]['filename'])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == file
+    assert os.stat(file).st_mtime_ns == written
+
+
+def test_read_texts_reads_what_pandas_writes(tmp_path):
+    pd.DataFrame({"text": ["one, two", "three"]}).to_csv(tmp_path / "a.csv")
+    assert data.read_texts(tmp_path / "a.csv")["text"][:] == ["one, two", "three"]
+
+
+def test_read_texts_takes_a_very_long_text(tmp_path):
+    path = write_csv(tmp_path / "a.csv", ["word " * 40_000])
+    assert data.read_texts(path, "review")["text"][:] == ["word " * 40_000]
 
 
 @pytest.mark.parametrize(

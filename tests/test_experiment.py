@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -103,9 +104,31 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     corpus = tmp_path / "corpus.csv"
     corpus.write_text("text\none\ntwo\n")
     values = {**parameters, "CORPUS": str(corpus)}
-    before = experiment._teacher_values(values)
+    before = experiment._teacher_values(values, trained=True)
+    record = experiment.write_record(values, "03_runner", {}, {})
     corpus.write_text("text\none\nthree\n")
-    assert experiment._teacher_values(values) != before
+    edited = experiment._teacher_values(values, trained=True)
+    assert edited != before
+    experiment.write_record(values, "03_runner", {}, {})
+    assert len(list(record.parent.glob("metrics-*.json"))) == 2
+
+    folder = tmp_path / "teacher"
+    shutil.copytree(parameters["TEACHER"], folder)
+    values["TEACHER"] = str(folder)
+    before = experiment._teacher_values(values, trained=True)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("0.1", "0.2"))
+    assert experiment._teacher_values(values, trained=True) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("MAX_LENGTH", 65, "the teacher takes 64 tokens at most"), ("LAYERS", [0, 9], "layers 0 to 3, so not")],
+)
+def test_what_the_teacher_cannot_do_is_said_before_it_is_trained(parameters, monkeypatch, name, value, message):
+    monkeypatch.setattr(experiment, "train_masked_lm", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        experiment.ensure_teacher({**parameters, name: value})
 
 
 def test_a_teacher_with_its_own_head_is_taken_as_it_is(parameters, tiny, tmp_path):

@@ -10,18 +10,18 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from helpers import callbacks, checkpoints, data, losses, models, training
-from helpers.engine import Engine, fastest_precision, keep_freed_memory
-from helpers.runner import DistilMLMRunner, MaskedLMRunner
+from helpers.engine import Engine, fastest_precision
+from helpers.runner import DistilMLMRunner
 
 WEIGHTS = {"kl": 0.5, "mlm": 0.3, "cosine": 0.15, "mse": 0.05}
 
 
 @pytest.fixture
 def loaders(tiny, sentences):
-    return data.masked_lm_loaders(sentences, tiny[1], max_length=16, batch_size=8, steps_per_epoch=6, valid_masks=10**6)
+    return data.masked_lm_loaders(sentences, tiny[1], max_length=16, batch_size=3, steps_per_epoch=6, valid_masks=10**6)
 
 
-def run(tiny, loaders, engine, logdir, runner=DistilMLMRunner, monkeypatch=None, **changes):
+def run(tiny, loaders, engine, logdir, **changes):
     """Distil a student of layers 0 and 3; return (student, teacher, history)."""
     teacher, _ = tiny
     student = models.extract_student(teacher, [0, 3])
@@ -34,13 +34,15 @@ def weights_equal(a, b):
     return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
 
 
-def test_distillation_brings_the_student_closer_to_the_teacher(tiny, loaders, engine, tmp_path):
-    _, _, history = run(tiny, loaders, engine, tmp_path)
-    assert [v["step"] for v in history.validations] == [6, 12, 18]
-    assert [s["step"] for s in history.steps] == list(range(1, 19))
-    extracted = run(tiny, loaders, engine, tmp_path / "still", learning_rate=1e-12)[2]
-    assert history.validations[-1]["kl"] < 0.8 * extracted.validations[0]["kl"]
-    assert history.validations[-1]["loss"] < extracted.validations[0]["loss"]
+def test_distillation_brings_the_student_closer_to_the_teacher(tiny, sentences, engine, tmp_path):
+    loaders = data.masked_lm_loaders(sentences, tiny[1], max_length=16, batch_size=16, steps_per_epoch=20)
+    options = {"epochs": 4, "loss_weights": {"kl": 0.8, "cosine": 0.2}}
+    extracted = run(tiny, loaders, engine, tmp_path / "still", **options | {"learning_rate": 1e-12})[2]
+    _, _, history = run(tiny, loaders, engine, tmp_path / "trained", **options)
+    assert [v["step"] for v in history.validations] == [20, 40, 60, 80]
+    assert [s["step"] for s in history.steps] == list(range(1, 81))
+    assert history.validations[-1]["kl"] < 0.6 * extracted.validations[0]["kl"]
+    assert history.validations[-1]["cosine"] < 0.6 * extracted.validations[0]["cosine"]
 
 
 def test_a_run_without_its_backward_pass_learns_nothing(tiny, loaders, engine, tmp_path, monkeypatch):
@@ -101,6 +103,7 @@ def test_autocast_reaches_both_models(tiny, loaders, tmp_path, monkeypatch):
 def test_loader_metrics_are_those_of_all_tokens(tiny, loaders, engine, tmp_path):
     """Recomputed over the whole validation part at once, from batches of unequal counts."""
     student, teacher, history = run(tiny, loaders, engine, tmp_path)
+    assert len({(batch["labels"] != -100).sum().item() for batch in loaders["valid"]}) > 1
     logits, teacher_logits, targets, cosines = [], [], [], []
     small = DataLoader(loaders["valid"].dataset, batch_size=3, collate_fn=loaders["valid"].collate_fn)
     for batch in small:
@@ -197,7 +200,7 @@ def test_masked_lm_training_trains_all_of_the_model_quietly(tiny, loaders, engin
     assert not torch.equal(before["bert.embeddings.word_embeddings.weight"], teacher.get_input_embeddings().weight)
     changed = {name for name, weight in teacher.named_parameters() if not torch.equal(weight, before[name])}
     assert changed == set(before)
-    assert history.validations[-1]["loss"] < history.steps[0]["loss"]
+    assert history.validations[-1]["loss"] < history.validations[0]["loss"]
 
 
 def test_masked_lm_runners_validation_is_over_all_tokens(tiny, loaders, engine):
@@ -210,7 +213,6 @@ def test_masked_lm_runners_validation_is_over_all_tokens(tiny, loaders, engine):
         ]
     whole = losses.masked_lm_loss(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     assert history.validations[0]["loss"] == pytest.approx(whole.item(), rel=1e-5)
-    assert issubclass(MaskedLMRunner, dl.Runner)
 
 
 def test_progress_leaves_one_line_a_validation(tiny, loaders, engine, tmp_path, capsys):
@@ -229,5 +231,3 @@ def test_engine_says_what_it_chose(capsys):
     engine = Engine()
     assert engine.mixed_precision == chosen
     assert reason in capsys.readouterr().out
-    keep_freed_memory()
-    assert torch.ones(3).sum() == 3

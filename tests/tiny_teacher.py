@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from helpers.data import read_texts
@@ -16,11 +15,12 @@ SENTENCES = Path(__file__).parent / "data" / "sentences.csv"
 
 
 def build(folder: Path) -> Path:
-    """Save a BERT encoder of 4 layers and width 64, without a masked-LM head, and a tokenizer of the test sentences."""
+    """Save a BERT encoder of 4 layers and width 64, without a masked-LM head, and a tokenizer of letters."""
     folder.mkdir(parents=True, exist_ok=True)
-    wordpiece = BertWordPieceTokenizer(lowercase=True, strip_accents=False)
-    wordpiece.train_from_iterator(read_texts(SENTENCES)["text"][:], vocab_size=400, show_progress=False)
-    wordpiece.save_model(str(folder))
+    # Single letters: so few texts teach something of letters, and a trained vocabulary would differ from run to run.
+    letters = sorted(set("".join(read_texts(SENTENCES)["text"][:]).lower()) - {" "})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), strip_accents=False, model_max_length=64)
     torch.manual_seed(0)
     config = BertConfig(

@@ -1,0 +1,80 @@
+"""Rows of token ids to dict batches: the order in which they are read, and the masks. Knows nothing of texts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
+from transformers import DataCollatorForLanguageModeling
+
+IGNORED = -100
+"""The label of a position that no loss looks at: torch's own default for cross-entropy."""
+
+
+class EndlessShuffle(Sampler[int]):
+    """Row numbers from one shuffled pass after another, cut into epochs of `samples`.
+
+    So a run of several mini-epochs reads every row once before it reads any row twice. What an epoch gives depends on
+    its number and the seed alone; `accelerate` calls `set_epoch` as each begins, as it does for a DistributedSampler.
+
+    Args:
+        rows: how many rows there are.
+        samples: how many row numbers an epoch gives.
+        seed: of the passes.
+    """
+
+    def __init__(self, rows: int, samples: int, seed: int):
+        self.rows, self.samples, self.seed, self.epoch = rows, samples, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __iter__(self):
+        start, drawn, order = self.epoch * self.samples, None, None
+        for position in range(start, start + self.samples):
+            number, row = divmod(position, self.rows)
+            if number != drawn:
+                order, drawn = np.random.default_rng([self.seed, number]).permutation(self.rows), number
+            yield int(order[row])
+
+
+class MaskingCollator:
+    """Rows of token ids to a dict batch, with BERT's masking (Devlin et al. 2019, section 3.1).
+
+    Of the tokens that are not special, a share of `probability` becomes a label; of these 80 % are replaced by [MASK],
+    10 % by a random token and 10 % stay as they are. The masking itself is that of `transformers`.
+
+    Rows that already have ``labels`` (the validation part's) are only padded.
+    """
+
+    def __init__(self, tokenizer, probability: float = 0.15):
+        self.pad = tokenizer.pad_token_id
+        self.special = torch.tensor(tokenizer.all_special_ids)
+        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
+
+    def mask(self, input_ids: torch.Tensor, generator: torch.Generator | None = None):
+        """Mask a (batch, length) int64 tensor in place; return (input_ids, labels), both (batch, length) int64.
+
+        The random numbers come from `generator`, or from torch's global one, which Catalyst seeds anew each epoch.
+        """
+        self.masking.generator = generator
+        special = torch.isin(input_ids, self.special)
+        return self.masking.torch_mask_tokens(input_ids, special_tokens_mask=special)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        def padded(key, value):
+            return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value)
+
+        input_ids = padded("input_ids", self.pad)
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        if "labels" in rows[0]:
+            labels = padded("labels", IGNORED)
+        else:
+            input_ids, labels = self.mask(input_ids)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

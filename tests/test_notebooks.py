@@ -1,0 +1,150 @@
+"""The notebooks as tests: run on tiny data by papermill, run again by nbval, and the committed ones looked through."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+import run
+
+PATHS = run.committed([])
+NAMES = [path.stem for path in PATHS]
+TINY = yaml.safe_load((ROOT / "notebooks" / "parameters" / "tiny.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def executed(request, tiny_folder, tmp_path_factory):
+    """(name, executed copy, OUTPUT_DIR), each notebook alone from an empty OUTPUT_DIR."""
+    folder = tmp_path_factory.mktemp(request.param)
+    copy, output = folder / "copy.ipynb", folder / "artifacts"
+    papermill.execute_notebook(
+        ROOT / "notebooks" / f"{request.param}.ipynb",
+        copy,
+        parameters={**TINY, "TEACHER": str(tiny_folder), "OUTPUT_DIR": str(output)},
+        progress_bar=False,
+        kernel_name="python3",
+        cwd=folder,
+    )
+    return request.param, copy, output
+
+
+def read_record(output, name):
+    record = json.loads((output / name / "metrics.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in record.items() if key != "timings"}
+
+
+def check_01(record):
+    assert record["texts"] == record["different_texts"] == 52
+    assert 0 < record["masked_share"] < 0.4
+    assert record["padding_share"]["packed, 16"] < 0.2
+    assert record["share_never_read"]["packed, 16"] == 0 < record["share_never_read"]["one text a row, 16"]
+
+
+def check_02(record):
+    assert record["largest_logit_difference"] < 1e-4
+    assert record["largest_logit_difference_bert_base"] < 1e-4
+    assert record["extracted_perplexity"] > 1
+
+
+def check_03(record):
+    assert record["student_kl_to_teacher"] < 0.7 * record["extracted_kl_to_teacher"]
+    assert record["top5_overlap_after"] > record["top5_overlap_before"]
+    assert record["validations"][-1]["loss"] < record["validations"][0]["loss"]
+
+
+def test_runs_on_tiny_data_and_repeats(executed):
+    name, copy, output = executed
+    first = read_record(output, name)
+    {"01": check_01, "02": check_02, "03": check_03}[name[:2]](first)
+
+    shutil.rmtree(output)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        str(copy),
+    ]
+    again = subprocess.run(command, cwd=copy.parent, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout[-5000:]
+    code_cells = sum(cell.cell_type == "code" for cell in nbformat.read(copy, as_version=4).cells)
+    assert re.search(rf"\b{code_cells} passed\b", again.stdout)
+    assert read_record(output, name) == first
+
+
+def test_an_unknown_parameter_stops_a_notebook_before_any_work(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="MAX_STEPZ is no parameter of any notebook"):
+        papermill.execute_notebook(
+            PATHS[0],
+            tmp_path / "copy.ipynb",
+            parameters={"MAX_STEPZ": 3, "OUTPUT_DIR": str(tmp_path / "artifacts")},
+            progress_bar=False,
+            kernel_name="python3",
+        )
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.fixture(params=PATHS, ids=NAMES)
+def committed(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_committed_notebook_is_one_clean_run_of_this_code(committed):
+    assert committed.metadata.get("sources_sha256") == run.sources_sha256(committed), "stale: run `make notebooks`"
+    code = [cell for cell in committed.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert not any("widget" in mime for output in outputs for mime in output.get("data", {}))
+
+
+def test_committed_notebook_names_no_machine(committed):
+    for cell in committed.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/png", None)  # base64 holds any text by chance
+    found = re.findall(
+        r"[^\"\s]*(?:/root|/home|/Users|/work|/tmp|site-packages|\.venv/)[^\"\s]*", json.dumps(committed)
+    )
+    assert not found
+
+
+def test_committed_notebook_is_built_as_a_notebook_should_be(committed):
+    first, sources = committed.cells[0].source, [cell.source for cell in committed.cells]
+    assert re.match(r"# \d\d \w", first)
+    assert "minutes" in first or "minute" in first
+    assert run.minutes(committed) != "no time given"
+    assert "Article:" in first
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in committed.cells) == 1
+    assert any("check_parameters(globals())" in source for source in sources)
+    assert any(source.startswith("## Exercises") for source in sources)
+    for cell in committed.cells:
+        assert "!" not in re.sub(r"`[^`]*`|!\[", "", cell.source) or cell.cell_type == "code", cell.source
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 26, cell.source
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"]
+
+
+def test_parameters_file_names_known_parameters():
+    from helpers.experiment import PARAMETERS
+
+    for file in (ROOT / "notebooks" / "parameters").glob("*.yaml"):
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert set(values) <= set(PARAMETERS), file.name
+        for name, value in values.items():
+            assert PARAMETERS[name][0](value), (file.name, name)

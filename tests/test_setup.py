@@ -1,0 +1,147 @@
+"""What stands in two places has to agree, and the script behind `make tutorial` has to do what the README says."""
+
+import importlib.metadata
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+import run
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_environment_yml_installs_from_pyproject():
+    environment = yaml.safe_load(read("environment.yml"))
+    conda = [line for line in environment["dependencies"] if isinstance(line, str)]
+    (pip,) = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    assert [line for line in pip if not line.startswith("--")] == ["-e .[dev]"]
+    assert "pip=24.0" in conda
+    assert "pip==24.0" in read("Makefile")
+    python = next(line for line in conda if line.startswith("python=")).removeprefix("python=")
+    assert 'requires-python = ">=3.10,<3.14"' in read("pyproject.toml")
+    assert (3, 10) <= tuple(map(int, python.split("."))) < (3, 14)
+
+
+def test_every_requirement_is_pinned():
+    requirements = [Requirement(line) for line in importlib.metadata.requires("bert-distillation-catalyst")]
+    assert {"torch", "catalyst", "transformers", "nbval"} <= {requirement.name for requirement in requirements}
+    for requirement in requirements:
+        assert [specifier.operator for specifier in requirement.specifier] == ["=="], requirement
+
+
+def test_ci_calls_make_test_and_nothing_else():
+    commands = [line for line in read(".ci/run").splitlines() if line and not line.startswith(("#", "set ", "cd "))]
+    assert commands == ["make test"]
+
+
+def test_readmes_results_are_the_committed_notebooks():
+    record = nbformat.read(ROOT / "notebooks" / "03_runner.ipynb", as_version=4).metadata["record"]
+    rows = {
+        "teacher": (record["teacher_masked_accuracy"], record["teacher_perplexity"], 1.0),
+        "student, extracted": (
+            record["extracted_masked_accuracy"],
+            record["extracted_perplexity"],
+            record["top5_overlap_before"],
+        ),
+        "student, distilled": (
+            record["student_masked_accuracy"],
+            record["student_perplexity"],
+            record["top5_overlap_after"],
+        ),
+    }
+    readme = read("README.md")
+    for name, (accuracy, perplexity, overlap) in rows.items():
+        assert f"| {name} | {accuracy:.1%} | {perplexity:.1f} | {overlap:.2f} |" in readme
+    assert f"{record['validations'][-1]['step']} steps" in readme
+    assert f"{record['valid_masked_tokens']:,} masked tokens" in readme
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_requirements_resolve(python, tmp_path):
+    target = tmp_path / "resolved.txt"
+    command = ["uv", "pip", "compile", "--quiet", "--python-version", python, "--extra", "dev", "--output-file", target]
+    subprocess.run([sys.executable, "-m", *command, ROOT / "pyproject.toml"], check=True)
+    resolved = target.read_text()
+    assert "catalyst==22.4\n" in resolved
+    assert "torch==2.13.0\n" in resolved
+    # Catalyst imports distutils, which Python dropped in 3.12 and setuptools brings.
+    assert python in ("3.10", "3.11") or "setuptools==84.2.1\n" in resolved
+
+
+def test_imported_helpers_are_found():
+    code = "from helpers import data, plots\nfrom helpers.engine import Engine\nimport helpers.losses\nimport torch"
+    assert run.imported_helpers(code) == {"data", "plots", "engine", "losses"}
+
+
+def notebook(*code, title="# 01 Title\nTime: about 1 minute on two CPU cores"):
+    cells = [nbformat.v4.new_markdown_cell(title), *map(nbformat.v4.new_code_cell, code)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository of two notebooks; the second one fails while `broken` is there."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "broken").touch()
+    counting = "with open('../count', 'a') as file:\n    _ = file.write('x')\nprint('a\\rb')"
+    one = notebook("1 + 1", counting)
+    two = notebook("from pathlib import Path", "assert not Path('../broken').exists(), 'not yet'")
+    nbformat.write(one, tmp_path / "notebooks" / "01_one.ipynb")
+    nbformat.write(two, tmp_path / "notebooks" / "02_two.ipynb")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "COPIES", tmp_path / "artifacts" / "tutorial")
+    return tmp_path
+
+
+def test_tutorial_says_what_it_does_works_on_copies_and_goes_on_where_it_was(repository, capsys):
+    before = {path: path.read_bytes() for path in (repository / "notebooks").iterdir()}
+    assert run.tutorial([]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"01_one +about 1 minute on two CPU cores", out)
+    assert "AssertionError: not yet" in out
+    assert (repository / "artifacts" / "stopped" / "02_two.ipynb").exists()
+
+    (repository / "broken").unlink()
+    assert run.tutorial([]) == 0
+    assert re.search(r"01_one +already run", capsys.readouterr().out)
+    assert (repository / "count").read_text() == "x"
+    assert {path: path.read_bytes() for path in (repository / "notebooks").iterdir()} == before
+    copy = nbformat.read(repository / "artifacts" / "tutorial" / "01_one.ipynb", as_version=4)
+    assert copy.cells[2].outputs[0].text == "b\n"
+
+
+def test_tutorial_takes_some_and_refuses_what_is_not_there(repository):
+    assert run.tutorial(["01"]) == 0
+    assert (repository / "count").read_text() == "x"
+    with pytest.raises(SystemExit, match=r"no notebook 09\. There are 01, 02"):
+        run.tutorial(["09"])
+
+
+def test_tutorial_that_is_interrupted_says_so_and_stops(repository):
+    sleeping = notebook("print('asleep')\nimport time\ntime.sleep(60)")
+    nbformat.write(sleeping, repository / "notebooks" / "01_one.ipynb")
+    code = f"import run, pathlib, sys; run.ROOT = pathlib.Path({str(repository)!r}); run.COPIES = run.ROOT / 'copies'; "
+    command = [sys.executable, "-c", code + "sys.argv = ['run', 'tutorial', '01']; sys.exit(run.main())"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "notebooks")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    shown = ""
+    while "asleep" not in shown:
+        shown += process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert run.GOES_ON in rest
+    assert not (repository / "copies" / "01_one.ipynb").exists()
