@@ -145,3 +145,14 @@ def test_tutorial_that_is_interrupted_says_so_and_stops(repository):
     assert process.returncode == 130
     assert run.GOES_ON in rest
     assert not (repository / "copies" / "01_one.ipynb").exists()
+
+
+def test_readmes_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", read("README.md")) if not link.startswith("http")]
+    assert len(links) >= 5
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_readmes_commands_are_make_targets():
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", read("README.md"))) <= targets
