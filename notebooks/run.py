@@ -1,4 +1,4 @@
-"""Run the notebooks one after the other: on copies (`make tutorial`) or in place (`make notebooks`)."""
+"""Run the notebooks in order: on copies (`make tutorial`) or in place (`make notebooks`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GOES_ON = "The same command goes on from here: notebooks and models that are fin
 
 
 class Shown(NotebookClient):
-    """A client that shows the sections as they start, and what the cells print, progress bars included."""
+    """Shows the sections as they start, and what the cells print, progress bars included."""
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream":
@@ -46,7 +46,10 @@ def show_heading(cell, cell_index):
 
 
 def let_interrupts_through(notebook):
-    """Take back nbclient's own answer to Ctrl-C, which ends in an assertion of its own; it shuts the kernel at exit."""
+    """Take back nbclient's answer to Ctrl-C, which ends in an AssertionError of its own.
+
+    The kernel is shut down all the same, when this process exits.
+    """
     asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
@@ -64,11 +67,19 @@ def imported_helpers(code: str) -> set[str]:
     """The helpers that a piece of Python imports, by module name."""
     names = set()
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "helpers":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "helpers"
+        ):
             parts = node.module.split(".")
             names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("helpers.")}
+            names |= {
+                alias.name.split(".")[1]
+                for alias in node.names
+                if alias.name.startswith("helpers.")
+            }
     return names
 
 
@@ -100,9 +111,9 @@ def record_of(path: Path, root: Path) -> dict:
 
 
 def execute(path: Path, target: Path, root: Path) -> bool:
-    """Run a notebook with `root` as the repository and write it to `target`; True if it ran to its end.
+    """Run a notebook, `root` being the repository, and write it to `target`; True if it ran.
 
-    A committed notebook, written in place, keeps its record. One that failed goes to artifacts/stopped.
+    A committed notebook keeps its record. One that failed goes to artifacts/stopped.
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -112,6 +123,7 @@ def execute(path: Path, target: Path, root: Path) -> bool:
         notebook,
         timeout=None,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # or it warns of its own local port
         record_timing=False,
         resources={"metadata": {"path": str(root / "notebooks")}},
         on_notebook_start=let_interrupts_through,
@@ -123,7 +135,7 @@ def execute(path: Path, target: Path, root: Path) -> bool:
     except CellExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}"
     except DeadKernelError:
-        error = f"The kernel died, perhaps for want of memory: a smaller BATCH_SIZE needs less. {GOES_ON}"
+        error = f"The kernel died, perhaps for want of memory (see BATCH_SIZE). {GOES_ON}"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = coalesce_streams(cell.outputs)
@@ -153,7 +165,9 @@ def tutorial(numbers: list[str]) -> int:
         copy = COPIES / path.name
         if not copy.exists():
             return False
-        return nbformat.read(copy, as_version=4).metadata.get("sources_sha256") == sources_sha256(notebooks[path])
+        return nbformat.read(copy, as_version=4).metadata.get("sources_sha256") == sources_sha256(
+            notebooks[path]
+        )
 
     done = {path: is_done(path) for path in paths}
     print("The tutorial: each notebook runs as a copy, in artifacts/tutorial/.")
@@ -167,16 +181,18 @@ def tutorial(numbers: list[str]) -> int:
         if not execute(path, COPIES / path.name, ROOT):
             return 1
         print(f"\n{path.stem}: {(time.monotonic() - start) / 60:.1f} minutes")
-    print("\nDone. Read the copies in artifacts/tutorial/; the models and records are in artifacts/.")
+    print("\nDone. The notebooks are in artifacts/tutorial/, models and records in artifacts/.")
     return 0
 
 
 def regenerate(numbers: list[str]) -> int:
-    """Run in a copy of the working tree that has no artifacts, so that nothing from an earlier run shows."""
+    """Run in a copy of the working tree without artifacts, so that no earlier run shows."""
     paths = committed(numbers)
     with tempfile.TemporaryDirectory() as folder:
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0"):
+        for name in subprocess.run(
+            listed, cwd=ROOT, capture_output=True, check=True, text=True
+        ).stdout.split("\0"):
             if name and (ROOT / name).is_file():
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, Path(folder) / name)
@@ -199,7 +215,12 @@ def draw_schema(target: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["tutorial", "regenerate"])
-    parser.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 03; all by default")
+    parser.add_argument(
+        "numbers",
+        nargs="*",
+        metavar="NN",
+        help="which notebooks, such as 01 03; all by default",
+    )
     arguments = parser.parse_args()
     try:
         return {"tutorial": tutorial, "regenerate": regenerate}[arguments.what](arguments.numbers)

@@ -134,7 +134,7 @@ def test_committed_notebook_is_built_as_a_notebook_should_be(committed):
     for cell in committed.cells:
         assert "!" not in re.sub(r"`[^`]*`|!\[", "", cell.source) or cell.cell_type == "code", cell.source
         if cell.cell_type == "code":
-            assert len(cell.source.splitlines()) <= 26, cell.source
+            assert len(cell.source.splitlines()) <= 20, cell.source
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 assert output.metadata["image/png"]["alt"]
