@@ -74,6 +74,8 @@ def test_models_are_made_once_and_others_beside_them(parameters, capsys):
     for name, weight in student.model.state_dict().items():
         assert torch.equal(weight, again.model.state_dict()[name])
     assert (again.steps, again.validations) == (student.steps, student.validations)
+    assert not again.model.training
+    assert not teacher_again.model.training
 
     weights = (student.folder / "model.safetensors").read_bytes()
     other = experiment.ensure_student({**parameters, "SEED": 1}, teacher)
