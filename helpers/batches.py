@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -41,6 +43,21 @@ class EndlessShuffle(Sampler[int]):
             if number != drawn:
                 order, drawn = np.random.default_rng([self.seed, number]).permutation(self.rows), number
             yield int(order[row])
+
+
+def micro_batches(loader: Iterable[dict[str, torch.Tensor]], parts: int) -> Iterator[dict[str, torch.Tensor | bool]]:
+    """Cut each batch of a loader into `parts` along its rows (fewer, where it has fewer rows).
+
+    A micro-batch holds its part of what the batch holds, and three more keys: ``step_masked`` and ``step_attended``,
+    the numbers of masked and of attended tokens in the whole batch, and ``step_ends``, True in the last one.
+    """
+    for batch in loader:
+        counts = {"step_masked": (batch["labels"] != IGNORED).sum(), "step_attended": batch["attention_mask"].sum()}
+        pieces = min(parts, len(batch["input_ids"]))
+        cut = {key: tensor.tensor_split(pieces) for key, tensor in batch.items()}
+        for piece in range(pieces):
+            part = {key: tensors[piece] for key, tensors in cut.items()}
+            yield part | counts | {"step_ends": piece == pieces - 1}
 
 
 class MaskingCollator:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
 from pathlib import Path
 
-from catalyst.core.callback import ICheckpointCallback
+import torch
+from catalyst.core.callback import Callback, CallbackOrder, ICheckpointCallback
 from safetensors.torch import load_model
 
 from helpers.models import quiet_transformers
@@ -67,3 +69,47 @@ class StudentCheckpointCallback(ICheckpointCallback):
         runner.engine.wait_for_everyone()
         student = runner.engine.unwrap_model(runner.model[self.model_key])
         load_model(student.model, self.logdir / "best" / "model.safetensors")
+
+
+class TracingCallback(Callback):
+    """Trace the student when the run has ended, into one file that runs where there is torch and nothing else.
+
+    ``torch.export.load(file).module()(input_ids, attention_mask)`` takes two (batch, length) int64 tensors of any batch
+    and of any length from 2 that the student has positions for, and gives logits (batch, length, vocabulary) in float32
+    on the CPU. Upstream's ``TracingCallback`` is commented out, and torch.jit.trace, on which it stood, is deprecated.
+
+    Args:
+        file: the file to write, by custom ``.pt2``.
+        model_key: the student's key in the runner's dict of models.
+    """
+
+    def __init__(self, file: str | Path, model_key: str = "student"):
+        super().__init__(order=CallbackOrder.External)  # after the checkpoints, which go back to the best weights
+        self.file, self.model_key = Path(file), model_key
+
+    def on_experiment_end(self, runner) -> None:
+        if not runner.engine.is_main_process:
+            return
+        student = copy.deepcopy(runner.engine.unwrap_model(runner.model[self.model_key]).model).cpu().eval()
+        batch, length = (
+            torch.export.Dim("batch"),
+            torch.export.Dim("length", min=2, max=student.config.max_position_embeddings),
+        )
+        # With a row of padding: transformers leaves the mask out where every token is attended.
+        ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+        program = torch.export.export(
+            _Logits(student), (ids, mask), dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length})
+        )
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.file.with_name(".writing-" + self.file.name)
+        torch.export.save(program, beside)
+        os.replace(beside, self.file)
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits

@@ -70,7 +70,8 @@ def _csv_dialect(path: Path, text_field: str) -> tuple[str, str, list[str]]:
     text = codecs.getincrementaldecoder(encoding)().decode(sample, final=False)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty. A header row and at least two texts are needed.")
-    csv.field_size_limit(len(text))  # the default refuses a field of more than 131,072 characters
+    # The default refuses a field of more than 131,072 characters. The limit is the whole process's: never lowered.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     headers = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
     for separator, fields in headers.items():
         if text_field in fields:
@@ -98,7 +99,8 @@ def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
         text_field: the column that holds the text.
 
     Returns:
-        A dataset with the single column ``text`` (string), empty rows left out.
+        A dataset with the single column ``text`` (string). Rows that are empty, or have no letter of any script, are
+        left out; how many is printed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,12 +126,16 @@ def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
     if text_field != "text":
         table = table.rename_column(text_field, "text")
     with _without_bars():
-        texts = table.filter(lambda batch: [bool(t and t.strip()) for t in batch["text"]], batched=True)
-    skipped = len(table) - len(texts)
-    if skipped:
-        print(f"{path.name}: skipped {skipped:,} of {len(table):,} rows, which hold no text.")
+        texts = table.filter(lambda batch: [any(map(str.isalpha, t or "")) for t in batch["text"]], batched=True)
+        skipped = len(table) - len(texts)
+        if skipped:
+            empty = len(table.filter(lambda batch: [not (t or "").strip() for t in batch["text"]], batched=True))
+            kinds = f"{empty:,} empty rows and {skipped - empty:,} without a letter"
+            print(f"{path.name}: skipped {kinds}, of {len(table):,}.")
     if not len(texts):
-        raise ValueError(f"{path}: no row of column {text_field!r} holds any text.")
+        raise ValueError(
+            f"{path}: no row of column {text_field!r} holds any text. Set TEXT_FIELD to the one that does."
+        )
     return texts
 
 

@@ -1,12 +1,11 @@
-"""Checked parameters, records, and the models that one notebook makes and the next uses. Knows nothing of notebooks."""
+"""Checked parameters, and the models that one notebook makes and the next uses. Knows nothing of notebooks."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import math
-import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.callbacks import LOSSES
+from helpers.callbacks import LOSS_WEIGHTS_FORM, are_loss_weights
 from helpers.checkpoints import save_folder
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
 from helpers.engine import Engine
@@ -28,9 +27,9 @@ from helpers.models import (
     quiet_transformers,
     spread_layers,
 )
+from helpers.records import fingerprint, from_root, identity, write_json
 from helpers.training import distill, train_masked_lm
 
-ROOT = Path(__file__).resolve().parents[1]
 VALIDATIONS = 4
 """How often a run validates: this many mini-epochs share out its steps."""
 TEACHER_LEARNING_RATE = 5e-4
@@ -55,12 +54,12 @@ def _is_layers(value) -> bool:
     return type(value) is int and value >= 1
 
 
-def _is_weights(value) -> bool:
+def _are_seeds(value) -> bool:
     return (
-        isinstance(value, dict)
-        and set(value) <= set(LOSSES)
-        and all(type(w) in (int, float) and math.isfinite(w) and w >= 0 for w in value.values())
-        and sum(value.values()) > 0
+        isinstance(value, list)
+        and bool(value)
+        and len(set(value)) == len(value)
+        and all(type(seed) is int and seed >= 0 for seed in value)
     )
 
 
@@ -74,14 +73,13 @@ PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MAX_LENGTH": whole(3),
     "BATCH_SIZE": whole(1),
     "TEACHER_STEPS": whole(1),
+    "TEACHER_BATCH_SIZE": whole(1),
     "MAX_STEPS": whole(1),
     "LEARNING_RATE": number(0, 1),
     "TEMPERATURE": number(0, math.inf),
-    "LOSS_WEIGHTS": (
-        _is_weights,
-        f"a dict from names out of {sorted(LOSSES)} to weights of at least 0, not all 0",
-    ),
+    "LOSS_WEIGHTS": (are_loss_weights, LOSS_WEIGHTS_FORM),
     "SEED": whole(0),
+    "SEEDS": (_are_seeds, "a list of different whole numbers, each at least 0"),
     "OUTPUT_DIR": text,
 }
 """Every parameter of every notebook: the check of its value, and what a right value is."""
@@ -97,7 +95,8 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
         The parameters alone.
 
     Raises:
-        ValueError: a name that no notebook has, or a value out of its range; every fault is named.
+        ValueError: a name that no notebook has, or a value out of its range (every fault is named), or an OUTPUT_DIR
+            that cannot be written.
     """
     names = [name for name in namespace if name.isupper() and not name.startswith("_")]
     faults = []
@@ -110,54 +109,21 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
             faults.append(f"{name} is {namespace[name]!r}; it has to be {PARAMETERS[name][1]}.")
     if faults:
         raise ValueError("\n".join(faults))
-    return {name: namespace[name] for name in names}
+    parameters = {name: namespace[name] for name in names}
+    if "OUTPUT_DIR" in parameters:
+        _check_writable(from_root(parameters["OUTPUT_DIR"]))
+    return parameters
 
 
-def from_root(path: str | Path) -> Path:
-    """Take a relative path from the repository's root; from the working folder where only the helpers are installed."""
-    return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / Path(path).expanduser()
-
-
-def _identity(source: str | Path) -> str:
-    """What a file, a model folder or a name stands for: its content's sha256 where it is on disk."""
-    path = from_root(source)
-    files = [path] if path.is_file() else [file for file in sorted(path.glob("*")) if file.is_file()]
-    if not files:
-        return str(source)
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            for piece in iter(lambda: opened.read(1 << 20), b""):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
-def fingerprint(values: dict[str, Any]) -> str:
-    """Ten hexadecimal digits that name a set of parameters."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write beside and rename, so that a file is whole or not there."""
-    beside = file.with_name(file.name + ".writing")
-    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, file)
-
-
-def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, Any], timings: dict[str, float]) -> Path:
-    """Write what a notebook measured to ``OUTPUT_DIR/notebook/metrics.json``.
-
-    The same goes into ``metrics-<fingerprint>.json``, which a run with other parameters leaves alone.
-    """
-    settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
-    contents = {key: _identity(settings[key]) for key in ("TEACHER", "CORPUS") if key in settings}
-    name = fingerprint(settings | contents)
-    folder = from_root(parameters["OUTPUT_DIR"]) / notebook
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"parameters": settings, "fingerprint": name, **metrics, "timings": timings}
-    for file in (folder / f"metrics-{name}.json", folder / "metrics.json"):
-        write_json(file, record)
-    return folder / "metrics.json"
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"OUTPUT_DIR: {folder} cannot be written ({error.strerror}). Set it to a folder that you may write to."
+        ) from error
 
 
 def read_corpus(parameters: dict[str, Any]):
@@ -227,10 +193,10 @@ def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], 
 
 def _teacher_values(parameters: dict[str, Any], trained: bool) -> dict[str, Any]:
     """What a teacher, and what is learned from it, depends on; `trained` where its head was trained here."""
-    keys = ("MAX_LENGTH", "BATCH_SIZE", "TEACHER_STEPS") if trained else ("MAX_LENGTH", "BATCH_SIZE")
+    keys = ("MAX_LENGTH", "TEACHER_BATCH_SIZE", "TEACHER_STEPS") if trained else ("MAX_LENGTH",)
     return {
-        "TEACHER": _identity(parameters["TEACHER"]),
-        "CORPUS": [_identity(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
+        "TEACHER": identity(parameters["TEACHER"]),
+        "CORPUS": [identity(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
         **{key: parameters[key] for key in keys},
     }
 
@@ -239,8 +205,8 @@ def ensure_teacher(parameters: dict[str, Any]) -> Trained:
     """The teacher with a masked-LM head that works.
 
     A checkpoint that has its head is taken as it is. Where the head is missing, the model is trained on CORPUS for
-    TEACHER_STEPS, once: ``OUTPUT_DIR/02_student_extraction/teacher-<fingerprint>`` keeps it. SEED has no part in it, so
-    that students of several seeds have one teacher.
+    TEACHER_STEPS of TEACHER_BATCH_SIZE, once: ``OUTPUT_DIR/02_student_extraction/teacher-<fingerprint>`` keeps it.
+    SEED and BATCH_SIZE have no part in it, so that students of several seeds and batches have one teacher.
     """
     model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]))
     most = model.config.max_position_embeddings
@@ -256,7 +222,8 @@ def ensure_teacher(parameters: dict[str, Any]) -> Trained:
 
     def make() -> Trained:
         steps = parameters["TEACHER_STEPS"]
-        loaders = corpus_loaders(parameters, tokenizer, steps, TEACHER_SEED)
+        settings = {**parameters, "BATCH_SIZE": parameters["TEACHER_BATCH_SIZE"]}
+        loaders = corpus_loaders(settings, tokenizer, steps, TEACHER_SEED)
         engine, start = Engine(), time.perf_counter()
         history = train_masked_lm(
             model,
@@ -283,7 +250,7 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
         draw: see `training.distill`.
     """
     layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
-    keys = ("MAX_STEPS", "LEARNING_RATE", "TEMPERATURE", "LOSS_WEIGHTS", "SEED")
+    keys = ("BATCH_SIZE", "MAX_STEPS", "LEARNING_RATE", "TEMPERATURE", "LOSS_WEIGHTS", "SEED")
     values = _teacher_values(parameters, trained=bool(teacher.steps))
     values |= {"LAYERS": layers, **{key: parameters[key] for key in keys}}
     folder = from_root(parameters["OUTPUT_DIR"]) / "03_runner" / f"student-{fingerprint(values)}"
@@ -326,5 +293,5 @@ def _fresh(logdir: Path) -> Path:
     """Move what an interrupted run left in `logdir` aside: its checkpoints may be worth hours."""
     if logdir.exists():
         number = 1 + len(list(logdir.parent.glob("logs.interrupted-*")))
-        os.replace(logdir, logdir.with_name(f"logs.interrupted-{number}"))
+        logdir.rename(logdir.with_name(f"logs.interrupted-{number}"))
     return logdir

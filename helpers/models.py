@@ -97,8 +97,8 @@ def load_teacher(name_or_path: str | Path = "minilm") -> tuple[BertForMaskedLM, 
         config = AutoConfig.from_pretrained(source)
     except OSError as error:
         raise FileNotFoundError(
-            f"TEACHER {str(name_or_path)!r} is no folder with a config.json, and the hub gives no such model "
-            "(or cannot be reached)."
+            f"TEACHER {str(name_or_path)!r} is no folder with a config.json, and the hub gives no such model or cannot "
+            "be reached. Without a network, 'minilm' and local folders can be teachers."
         ) from error
     if config.model_type != "bert":
         raise ValueError(f"TEACHER {str(name_or_path)!r} is a {config.model_type!r}: the extraction here reads a BERT.")

@@ -75,6 +75,31 @@ def comparison_bars(values: dict[str, float], title: str, xlabel: str, ax: Axes,
     return ax
 
 
+def seed_points(
+    values: dict[str, Sequence[float]], title: str, xlabel: str, ax: Axes, references: dict[str, float] | None = None
+) -> Axes:
+    """Draw one row a name, in the order given: a point for each seed, and a line at their mean.
+
+    Args:
+        values: one number a seed for each name.
+        title: what the numbers are.
+        xlabel: their unit.
+        ax: where to draw.
+        references: numbers that are drawn as vertical lines with their names.
+    """
+    for row, numbers in enumerate(values.values()):
+        ax.plot(numbers, [row] * len(numbers), "o", color=STUDENT, alpha=0.6, markersize=6)
+        ax.plot([sum(numbers) / len(numbers)] * 2, [row - 0.3, row + 0.3], color=STUDENT, linewidth=2.5)
+    for name, number in (references or {}).items():
+        ax.axvline(number, color=TEACHER if "teacher" in name.lower() else NEUTRAL, linestyle="--", label=name)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.3)
+    ax.set(title=title, xlabel=xlabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
 def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, color: str, filled: bool = True) -> None:
     face = color if filled else "white"
     ax.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0,rounding_size=0.08", fc=face, ec=color, lw=1.6))

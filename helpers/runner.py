@@ -53,9 +53,10 @@ class DistilMLMRunner(dl.Runner):
         self.model["teacher"].eval()
 
     def handle_batch(self, batch):
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
         with torch.no_grad():
-            t_logits, t_hidden_states = self.model["teacher"](**batch)
-        s_logits, s_hidden_states = self.model["student"](**batch)
+            t_logits, t_hidden_states = self.model["teacher"](**inputs)
+        s_logits, s_hidden_states = self.model["student"](**inputs)
         self.batch = {
             **batch,
             "t_logits": t_logits,

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from catalyst import dl
+from catalyst.core.logger import ILogger
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from helpers.callbacks import (
-    LOSSES,
-    GradientClippingCallback,
-    HistoryCallback,
-    KLDivLossCallback,
-    LiveCurvesCallback,
-    PerplexityCallback,
-    ProgressCallback,
-    ValidationLogger,
-)
+from helpers.callbacks import LOSS_WEIGHTS_FORM, LOSSES, KLDivLossCallback, PerplexityCallback, are_loss_weights
 from helpers.checkpoints import StudentCheckpointCallback
 from helpers.engine import Engine
-from helpers.models import MaskedPositionLM
+from helpers.history import HistoryCallback, LiveCurvesCallback, ProgressCallback, ValidationLogger
+from helpers.models import MaskedPositionLM, head_is_untrained
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
+from helpers.steps import FiniteLossCallback, GradientClippingCallback, StepSchedulerCallback
 
 SEED_STRIDE = 10_000
 """Catalyst seeds each epoch with the run's seed plus the epoch's number: without a stride, neighbours share masks."""
@@ -43,6 +38,7 @@ def train_masked_lm(
     learning_rate: float,
     seed: int,
     engine: Engine,
+    callbacks: Sequence[dl.Callback] = (),
 ) -> HistoryCallback:
     """Train all of a masked-LM model, in place, by `MaskedLMRunner`.
 
@@ -53,9 +49,13 @@ def train_masked_lm(
         learning_rate: at the end of the warm-up.
         seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
+        callbacks: further ones, after those that every such run has.
 
     Returns:
         The history of the run.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite; the message has the step.
     """
     wrapped, history = MaskedPositionLM(model), HistoryCallback()
     optimizer, scheduler = optimization(wrapped, learning_rate, epochs * len(loaders["train"]))
@@ -68,20 +68,48 @@ def train_masked_lm(
             optimizer=optimizer,
             scheduler=scheduler,
             loaders=loaders,
-            callbacks=[ProgressCallback("masked-LM training"), history],
+            callbacks=[FiniteLossCallback(), ProgressCallback("masked-LM training"), history, *callbacks],
             loggers={"console": ValidationLogger()},
             num_epochs=epochs,
             seed=SEED_STRIDE * seed,
         )
+    engine.free_memory()
     model.cpu().eval()
     return history
 
 
 def loss_callbacks(weights: dict[str, float], temperature: float) -> list[dl.Callback]:
-    """A callback for each loss that has a weight above zero, and the one that adds them up as ``loss``."""
+    """A callback for each loss that has a weight above zero, and the one that adds them up as ``loss``.
+
+    Raises:
+        ValueError: an unknown name, or a weight that is negative or no number, or all of them zero.
+    """
+    if not are_loss_weights(weights):
+        raise ValueError(f"loss weights {weights!r}: they have to be {LOSS_WEIGHTS_FORM}.")
     used = {name: weight for name, weight in weights.items() if weight > 0}
     callbacks = [KLDivLossCallback(temperature=temperature) if name == "kl" else LOSSES[name]() for name in used]
     return [*callbacks, dl.MetricAggregationCallback("loss", metrics=used, mode="weighted_sum")]
+
+
+def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
+    """Raise a ValueError where these losses cannot be taken between this teacher and this student."""
+    used = {name for name, weight in loss_weights.items() if weight > 0}
+    ours, theirs = student.config, teacher.config
+    if ours.vocab_size != theirs.vocab_size:
+        raise ValueError(
+            f"the student's vocabulary has {ours.vocab_size:,} tokens, the teacher's {theirs.vocab_size:,}: "
+            "they have to share one. Extract the student from this teacher (models.extract_student)."
+        )
+    if "cosine" in used and ours.hidden_size != theirs.hidden_size:
+        raise ValueError(
+            f"the student's hidden states have {ours.hidden_size} numbers, the teacher's {theirs.hidden_size}: "
+            "the cosine loss compares vectors of one size. Leave it out of LOSS_WEIGHTS."
+        )
+    if used & {"kl", "mse"} and head_is_untrained(teacher):
+        raise ValueError(
+            "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "
+            "experiment.ensure_teacher, which trains one, or leave kl and mse out of LOSS_WEIGHTS."
+        )
 
 
 def distill(
@@ -96,6 +124,8 @@ def distill(
     seed: int,
     engine: Engine,
     logdir: str | Path,
+    callbacks: Sequence[dl.Callback] = (),
+    loggers: Mapping[str, ILogger] | None = None,
     draw=None,
 ) -> HistoryCallback:
     """Distil the teacher into the student, in place; the student ends with the weights of its best validation.
@@ -111,24 +141,34 @@ def distill(
         seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
         logdir: gets ``best/`` and ``last/`` (students that `transformers` loads), and metrics as CSV and TensorBoard.
+        callbacks: further ones, after those that every distillation has.
+        loggers: further ones by name, beside the CSV and TensorBoard files that Catalyst writes into `logdir`.
         draw: from (steps, validations) to a figure that is shown while training goes on.
 
     Returns:
         The history of the run.
+
+    Raises:
+        ValueError: the losses, or teacher and student, do not fit (see `loss_callbacks` and `check_pair`).
+        FloatingPointError: a loss became NaN or infinite; the message has the step.
     """
+    measures = loss_callbacks(loss_weights, temperature)
+    check_pair(teacher, student, loss_weights)
     models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
     optimizer, scheduler = optimization(models["student"], learning_rate, epochs * len(loaders["train"]))
     history = HistoryCallback()
     callbacks = [
-        *loss_callbacks(loss_weights, temperature),
+        *measures,
         PerplexityCallback(),
+        FiniteLossCallback(),
         dl.BackwardCallback(metric_key="loss"),
         GradientClippingCallback(max_norm=1.0, model_key="student"),
         dl.OptimizerCallback(metric_key="loss"),
-        dl.SchedulerCallback(mode="batch"),
+        StepSchedulerCallback(),
         StudentCheckpointCallback(logdir),
         ProgressCallback("distillation"),
         history,
+        *callbacks,
     ]
     if draw is not None:
         callbacks.append(LiveCurvesCallback(history, draw))
@@ -139,7 +179,7 @@ def distill(
         scheduler=scheduler,
         loaders=loaders,
         callbacks=callbacks,
-        loggers={"console": ValidationLogger()},
+        loggers={"console": ValidationLogger(), **(loggers or {})},
         logdir=str(logdir),
         num_epochs=epochs,
         seed=SEED_STRIDE * seed,
@@ -147,6 +187,7 @@ def distill(
         valid_metric="loss",
         minimize_valid_metric=True,
     )
+    engine.free_memory()
     student.cpu().eval()
     teacher.cpu()
     return history

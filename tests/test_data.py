@@ -1,4 +1,5 @@
 import bz2
+import csv
 import gzip
 import os
 import subprocess
@@ -37,7 +38,7 @@ def test_read_texts_reads_each_form(tmp_path, encoding, separator, suffix, opene
 
 
 def test_read_texts_keeps_words_that_look_like_missing_values_and_line_breaks(tmp_path):
-    wanted = ["NA", "null", "12", "one\nline more"]
+    wanted = ["NA", "null", "1e5", "one\nline more"]
     assert data.read_texts(write_csv(tmp_path / "a.csv", wanted), "review")["text"][:] == wanted
 
 
@@ -49,7 +50,22 @@ def test_read_texts_is_mapped_not_loaded(tmp_path):
 def test_read_texts_skips_empty_rows_and_says_so(tmp_path, capsys):
     path = write_csv(tmp_path / "a.csv", ["one", "", "  ", "two"])
     assert data.read_texts(path, "review")["text"][:] == ["one", "two"]
-    assert "skipped 2 of 4 rows" in capsys.readouterr().out
+    assert "skipped 2 empty rows and 0 without a letter, of 4." in capsys.readouterr().out
+
+
+def test_rows_without_a_letter_of_any_script_are_skipped_counted_and_said(tmp_path, capsys):
+    path = write_csv(tmp_path / "a.csv", ["one", "", "12.5", "ё", "   ", "...", "字"])
+    assert data.read_texts(path, "review")["text"][:] == ["one", "ё", "字"]
+    assert "a.csv: skipped 2 empty rows and 2 without a letter, of 7." in capsys.readouterr().out
+
+
+def test_read_texts_does_not_lower_the_processes_limit_on_csv_fields(tmp_path):
+    before = csv.field_size_limit(10**6)
+    try:
+        data.read_texts(write_csv(tmp_path / "a.csv", ["one"]), "review")
+        assert csv.field_size_limit() == 10**6
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_read_texts_sees_an_edited_file(tmp_path):

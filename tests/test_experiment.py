@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from helpers import evaluation, experiment, models
+from helpers import evaluation, experiment, models, records
 
 
 def test_check_parameters_returns_the_upper_case_names(parameters):
@@ -35,12 +35,26 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
         ("LOSS_WEIGHTS", {"kl": 0, "mlm": 0}, "not all 0"),
         ("TEACHER", "", "TEACHER is ''"),
         ("SEED", -1, "SEED is -1"),
+        ("SEEDS", [], "SEEDS is []; it has to be a list of different whole numbers, each at least 0."),
+        ("SEEDS", [1, 1], "SEEDS is [1, 1]"),
+        ("SEEDS", "[0, 1]", "SEEDS is '[0, 1]'"),
+        ("TEACHER_BATCH_SIZE", 0, "TEACHER_BATCH_SIZE is 0"),
+        ("LOSS_WEIGHTS", {"kl": "1"}, "LOSS_WEIGHTS is"),
+        ("OUTPUT_DIR", "", "OUTPUT_DIR is ''"),
     ],
 )
 def test_check_parameters_names_the_fault(parameters, name, value, message):
     with pytest.raises(ValueError, match=r".") as caught:
         experiment.check_parameters({**parameters, name: value})
     assert message in str(caught.value)
+
+
+def test_an_output_dir_that_cannot_be_written_is_named_before_any_work(parameters, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"OUTPUT_DIR: .*file.* cannot be written \(.*Set it to a folder"):
+            experiment.check_parameters({**parameters, "OUTPUT_DIR": str(folder)})
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_check_parameters_names_every_fault():
@@ -54,9 +68,9 @@ def test_split_steps(steps, shared):
 
 
 def test_records_of_other_parameters_stay(parameters):
-    first = experiment.write_record(parameters, "03_runner", {"accuracy": 0.1}, {"seconds": 1.0})
+    first = records.write_record(parameters, "03_runner", {"accuracy": 0.1}, {"seconds": 1.0})
     folder = first.parent
-    experiment.write_record({**parameters, "SEED": 1}, "03_runner", {"accuracy": 0.2}, {"seconds": 2.0})
+    records.write_record({**parameters, "SEED": 1}, "03_runner", {"accuracy": 0.2}, {"seconds": 2.0})
     kept = [json.loads(file.read_text()) for file in folder.glob("metrics-*.json")]
     assert {record["parameters"]["SEED"]: record["accuracy"] for record in kept} == {0: 0.1, 1: 0.2}
     latest = json.loads((folder / "metrics.json").read_text())
@@ -79,9 +93,11 @@ def test_models_are_made_once_and_others_beside_them(parameters, capsys):
 
     weights = (student.folder / "model.safetensors").read_bytes()
     other = experiment.ensure_student({**parameters, "SEED": 1}, teacher)
-    assert other.folder != student.folder
+    fewer = {**parameters, "BATCH_SIZE": 8}
+    smaller = experiment.ensure_student(fewer, experiment.ensure_teacher(fewer))
+    assert len({student.folder, other.folder, smaller.folder}) == 3
     assert (student.folder / "model.safetensors").read_bytes() == weights
-    # A seed more is no reason to train another teacher.
+    # Another seed, or another batch, is no reason to train another teacher.
     assert len(list(teacher.folder.parent.iterdir())) == 1
 
 
@@ -107,11 +123,11 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     corpus.write_text("text\none\ntwo\n")
     values = {**parameters, "CORPUS": str(corpus)}
     before = experiment._teacher_values(values, trained=True)
-    record = experiment.write_record(values, "03_runner", {}, {})
+    record = records.write_record(values, "03_runner", {}, {})
     corpus.write_text("text\none\nthree\n")
     edited = experiment._teacher_values(values, trained=True)
     assert edited != before
-    experiment.write_record(values, "03_runner", {}, {})
+    records.write_record(values, "03_runner", {}, {})
     assert len(list(record.parent.glob("metrics-*.json"))) == 2
 
     folder = tmp_path / "teacher"
@@ -151,7 +167,8 @@ def test_scores_against_counts_by_hand(tiny, sentences, engine):
     teacher, tokenizer = tiny
     student = models.extract_student(teacher, [0, 3])
     loader = experiment.masked_lm_loaders(sentences, tokenizer, max_length=16, batch_size=5, valid_masks=10**6)["valid"]
-    scores = evaluation.masked_lm_scores(student, loader, engine, teacher)
+    both = evaluation.masked_lm_scores({"student": student, "teacher": teacher}, teacher, loader, engine)
+    scores, own = both["student"], both["teacher"]
     right = overlap = nats = divergence = count = 0
     for batch in loader:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -169,11 +186,10 @@ def test_scores_against_counts_by_hand(tiny, sentences, engine):
     assert scores["top5_overlap"] == pytest.approx(overlap / count)
     assert scores["kl_to_teacher"] == pytest.approx(divergence / count, rel=1e-4)
     assert scores["perplexity"] == pytest.approx(torch.tensor(nats / count).exp().item(), rel=1e-4)
-    own = evaluation.masked_lm_scores(teacher, loader, engine, teacher)
     assert (own["top5_overlap"], own["kl_to_teacher"]) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
 
 
 def test_relative_paths_are_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert experiment.from_root("artifacts") == experiment.ROOT / "artifacts"
-    assert experiment.from_root(tmp_path / "x") == tmp_path / "x"
+    assert records.from_root("artifacts") == records.ROOT / "artifacts"
+    assert records.from_root(tmp_path / "x") == tmp_path / "x"

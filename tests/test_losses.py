@@ -47,6 +47,29 @@ def test_kl_div_loss(temperature):
     assert gradcheck(lambda x: losses.kl_div_loss(x, teacher, temperature), student.requires_grad_())
 
 
+@pytest.mark.parametrize("cut", [0, 1, 4])
+def test_parts_of_a_step_add_up_to_the_loss_of_the_whole(cut):
+    torch.manual_seed(0)
+    s, t, targets = torch.randn(5, 7), torch.randn(5, 7), torch.tensor([1, 0, 6, 2, 2])
+    hidden = torch.randn(2, 3, 5, 4).unbind(0)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
+    rows = min(cut, 2)
+    for whole, parts in (
+        (losses.masked_lm_loss(s, targets), [losses.masked_lm_loss(s[p], targets[p], 5) for p in _cuts(cut)]),
+        (losses.kl_div_loss(s, t, 2.0), [losses.kl_div_loss(s[p], t[p], 2.0, torch.tensor(5)) for p in _cuts(cut)]),
+        (losses.mse_loss(s, t), [losses.mse_loss(s[p], t[p], 5) for p in _cuts(cut)]),
+        (
+            losses.cosine_loss(*hidden, mask),
+            [losses.cosine_loss(hidden[0][p], hidden[1][p], mask[p], mask.sum()) for p in _cuts(rows)],
+        ),
+    ):
+        assert sum(parts) == pytest.approx(whole.item(), rel=1e-5)
+
+
+def _cuts(cut):
+    return slice(None, cut), slice(cut, None)
+
+
 def test_temperature_squared_keeps_the_gradients_size():
     # Hinton et al. 2015, section 2: without the factor the gradient would shrink as 1 / T^2.
     student, teacher = tensors((5, 50), (5, 50))

@@ -21,6 +21,10 @@ NAMES = [path.stem for path in PATHS]
 TINY = yaml.safe_load((ROOT / "notebooks" / "parameters" / "tiny.yaml").read_text(encoding="utf-8"))
 
 
+# The control of notebook 04 trains seven students for each seed.
+SHORTER = {"04": {"MAX_STEPS": 40, "TEACHER_STEPS": 100, "SEEDS": [0, 1]}}
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def executed(request, tiny_folder, tmp_path_factory):
     """(name, executed copy, OUTPUT_DIR), each notebook alone from an empty OUTPUT_DIR."""
@@ -29,7 +33,12 @@ def executed(request, tiny_folder, tmp_path_factory):
     papermill.execute_notebook(
         ROOT / "notebooks" / f"{request.param}.ipynb",
         copy,
-        parameters={**TINY, "TEACHER": str(tiny_folder), "OUTPUT_DIR": str(output)},
+        parameters={
+            **TINY,
+            **SHORTER.get(request.param[:2], {}),
+            "TEACHER": str(tiny_folder),
+            "OUTPUT_DIR": str(output),
+        },
         progress_bar=False,
         kernel_name="python3",
         cwd=folder,
@@ -61,10 +70,35 @@ def check_03(record):
     assert record["validations"][-1]["loss"] < record["validations"][0]["loss"]
 
 
+def check_04(record):
+    assert record["steps"] == {**dict.fromkeys(MIXES, 40), "mlm_only_as_long": 67}
+    for mix in MIXES:
+        assert len(set(record[f"{mix}_perplexity"])) == 2, "the seeds give different students"
+        if not mix.startswith("mlm_only"):
+            for seed in (0, 1):
+                assert record[f"{mix}_kl_to_teacher"][seed] < 0.6 * record["mlm_only_kl_to_teacher"][seed]
+                assert record[f"{mix}_top5_overlap"][seed] > record["mlm_only_top5_overlap"][seed]
+    assert record["teacher_kl_to_teacher"] == 0
+
+
+MIXES = ("mlm_only", "mlm_only_as_long", "kl", "kl_cosine", "kl_cosine_t1", "kl_cosine_mse", "kl_only")
+
+
+def test_the_long_control_is_the_one_that_its_parameters_file_gives():
+    file = ROOT / "notebooks" / "records" / "control_320_steps.json"
+    long = json.loads(file.read_text(encoding="utf-8"))
+    notebook = nbformat.read(ROOT / "notebooks" / "04_loss_callbacks.ipynb", as_version=4)
+    short = notebook.metadata["record"]
+    changed = yaml.safe_load((ROOT / "notebooks" / "parameters" / "long_control.yaml").read_text(encoding="utf-8"))
+    assert long["parameters"] == short["parameters"] | changed
+    assert set(long) - {"timings"} == set(short)
+    assert long["scored_masked_tokens"] > 20_000
+
+
 def test_runs_on_tiny_data_and_repeats(executed):
     name, copy, output = executed
     first = read_record(output, name)
-    {"01": check_01, "02": check_02, "03": check_03}[name[:2]](first)
+    {"01": check_01, "02": check_02, "03": check_03, "04": check_04}[name[:2]](first)
 
     shutil.rmtree(output)
     command = [

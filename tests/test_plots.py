@@ -38,6 +38,17 @@ def test_comparison_bars_writes_each_value():
     assert [text.get_text() for text in ax.texts] == ["1", "2.5"]
 
 
+def test_seed_points_draws_each_seed_and_the_mean():
+    _, ax = plt.subplots()
+    plots.seed_points({"a": [1.0, 2.0, 6.0], "b": [4.0]}, "title", "unit", ax, {"teacher": 7.0})
+    points, mean, _, other_mean, reference = ax.get_lines()
+    assert list(points.get_xdata()) == [1.0, 2.0, 6.0]
+    assert list(mean.get_xdata()) == [3.0, 3.0]
+    assert list(other_mean.get_xdata()) == [4.0, 4.0]
+    assert (reference.get_xdata()[0], reference.get_label()) == (7.0, "teacher")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+
+
 def test_layer_map_names_each_layer():
     _, ax = plt.subplots()
     plots.layer_map(6, [0, 2, 5], ax)

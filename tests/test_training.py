@@ -1,19 +1,34 @@
 """Engine, callbacks, runner and checkpoints, in the runs that they are made for."""
 
 import json
+import subprocess
+import sys
 import warnings
 
+import datasets
 import pytest
 import torch
 from catalyst import dl
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from transformers import DistilBertForMaskedLM
 
-from helpers import callbacks, checkpoints, data, losses, models, training
+from helpers import batches, callbacks, checkpoints, data, losses, models, steps, training
 from helpers.engine import Engine, fastest_precision
 from helpers.runner import DistilMLMRunner
 
 WEIGHTS = {"kl": 0.5, "mlm": 0.3, "cosine": 0.15, "mse": 0.05}
+
+
+@pytest.fixture
+def tiny(tiny):
+    """The tiny teacher with a head that counts as trained."""
+    teacher, tokenizer = tiny
+    torch.manual_seed(0)
+    with torch.no_grad():
+        weight = teacher.cls.predictions.transform.dense.weight
+        weight += 0.01 * torch.randn_like(weight)
+    return teacher, tokenizer
 
 
 @pytest.fixture
@@ -126,6 +141,195 @@ def test_loader_metrics_are_those_of_all_tokens(tiny, loaders, engine, tmp_path)
     best = min(history.validations, key=lambda validation: validation["loss"])
     for name, value in expected.items():
         assert best[name] == pytest.approx(value, rel=1e-5), name
+
+
+def gradients_of(tiny, engine, folder, monkeypatch, accumulate):
+    """Distil in fp32 without dropout; return (gradients at each step before clipping, history, weights)."""
+    teacher, tokenizer = tiny
+    texts = datasets.Dataset.from_dict({"text": [("ab " * n).strip() + " c" * (n % 3) for n in range(1, 90)]})
+    loaders = data.masked_lm_loaders(texts, tokenizer, max_length=32, batch_size=32, steps_per_epoch=3, pack=False)
+    student = models.extract_student(teacher, [0, 3])
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    gradients, clip = [], steps.GradientClippingCallback.on_batch_end
+
+    def watched(self, runner):
+        if runner.is_train_loader and runner.engine.sync_gradients:
+            weights = runner.model["student"].parameters()
+            gradients.append(torch.cat([w.grad.flatten().clone() for w in weights if w.grad is not None]))
+        clip(self, runner)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.GradientClippingCallback, "on_batch_end", watched)
+        options = {"epochs": 2, "learning_rate": 1e-3, "loss_weights": WEIGHTS, "temperature": 2.0, "seed": 0}
+        history = training.distill(
+            teacher, student, loaders, engine=engine, logdir=folder, callbacks=accumulate, **options
+        )
+    return gradients, history, student
+
+
+def test_four_times_eight_is_one_times_thirty_two(tiny, engine, tmp_path, monkeypatch):
+    whole, history, student = gradients_of(tiny, engine, tmp_path / "1x32", monkeypatch, [])
+    counts = []
+
+    class Counts(dl.Callback):
+        def on_batch_end(self, runner):
+            if runner.is_train_loader:
+                counts.append((len(runner.batch["input_ids"]), len(callbacks.masked_targets(runner.batch))))
+
+    parts = [steps.AccumulationCallback(4), Counts(order=1)]
+    in_parts, history_in_parts, student_in_parts = gradients_of(tiny, engine, tmp_path / "4x8", monkeypatch, parts)
+    assert {rows for rows, _ in counts} == {8}
+    assert len({masked for _, masked in counts[:4]}) > 1
+    assert len(whole) == len(in_parts) == 6
+    assert (whole[0] - in_parts[0]).abs().max() < 1e-6
+    assert whole[0].abs().max() > 1e-2
+    # The schedule, clipping and what is kept of a step are those of the whole batch as well.
+    for one, other in zip(history.steps, history_in_parts.steps, strict=True):
+        assert set(one) == set(other)
+        assert all(other[key] == pytest.approx(value, rel=1e-4) for key, value in one.items())
+    for one, other in zip(history.validations, history_in_parts.validations, strict=True):
+        assert all(other[key] == pytest.approx(value, rel=1e-4) for key, value in one.items())
+    for (name, one), other in zip(student.named_parameters(), student_in_parts.parameters(), strict=True):
+        # Softmax ignores the key biases: their gradient is rounding, which AdamW blows up to full steps.
+        assert "k_lin.bias" in name or torch.allclose(one, other, atol=1e-5), name
+
+
+def test_a_batch_of_fewer_rows_than_parts_still_ends_its_step():
+    batch = {key: torch.ones(3, 2, dtype=torch.long) for key in ("input_ids", "attention_mask", "labels")}
+    parts = list(batches.micro_batches([batch, batch], 4))
+    assert [part["step_ends"] for part in parts] == [False, False, True] * 2
+    assert {len(part["input_ids"]) for part in parts} == {1}
+    with pytest.raises(ValueError, match="parts is 0"):
+        steps.AccumulationCallback(0)
+
+
+def test_an_exception_amid_a_step_leaves_the_next_run_its_steps(tiny, loaders, engine, tmp_path, monkeypatch):
+    class Stops(dl.Callback):
+        def on_batch_end(self, runner):
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(tiny, loaders, engine, tmp_path / "1", callbacks=[steps.AccumulationCallback(3), Stops(order=1)])
+    student, teacher, _ = run(tiny, loaders, Engine("no", cpu=True), tmp_path / "2")
+    assert not weights_equal(student, models.extract_student(teacher, [0, 3]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_at_its_step_and_the_checkpoint_stays(
+    tiny, loaders, engine, tmp_path, monkeypatch, value
+):
+    measure, calls, weights = callbacks.KLDivLossCallback.measure, [], {}
+
+    def spoiled(self, batch, count):
+        calls.append(None)
+        loss = measure(self, batch, count)
+        return loss * value if len(calls) == 9 + len(loaders["valid"]) else loss
+
+    class Watch(dl.Callback):
+        def on_epoch_end(self, runner):
+            weights["best"] = (tmp_path / "best" / "model.safetensors").read_bytes()
+
+        def on_batch_end(self, runner):
+            weights["student"] = runner.model["student"].state_dict()["vocab_projector.bias"].clone()
+
+    monkeypatch.setattr(callbacks.KLDivLossCallback, "measure", spoiled)
+    with pytest.raises(FloatingPointError, match=r"^step 9: the training loss is (nan|inf), kl (nan|inf)\. Lower"):
+        run(tiny, loaders, engine, tmp_path, callbacks=[Watch(order=200)])
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == weights["best"]
+    assert torch.isfinite(weights["student"]).all()
+
+
+def test_masked_lm_training_stops_at_a_loss_that_is_no_number(tiny, loaders, engine):
+    teacher, _ = tiny
+    with torch.no_grad():
+        teacher.cls.predictions.bias[7] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"^step 1: the training loss is nan"):
+        training.train_masked_lm(teacher, loaders, epochs=1, learning_rate=1e-3, seed=0, engine=engine)
+
+
+def test_a_pair_that_does_not_fit_is_refused_before_training(tiny, tiny_folder, loaders, engine, tmp_path):
+    teacher, _ = tiny
+
+    def distil(student, weights, teacher=teacher):
+        options = {"epochs": 1, "learning_rate": 1e-3, "temperature": 2.0, "seed": 0}
+        training.distill(
+            teacher, student, loaders, engine=engine, logdir=tmp_path / "logs", loss_weights=weights, **options
+        )
+
+    student = models.extract_student(teacher, [0])
+    with pytest.raises(ValueError, match=r"no trained masked-LM head.*ensure_teacher"):
+        distil(student, {"kl": 1.0}, models.load_teacher(tiny_folder)[0])
+    config = models.student_config(teacher, 1)
+    config.vocab_size += 1
+    with pytest.raises(ValueError, match=r"vocabulary has \d+ tokens, the teacher's \d+: they have to share"):
+        distil(DistilBertForMaskedLM(config), {"mlm": 1.0})
+    config = models.student_config(teacher, 1)
+    config.dim = 32
+    with pytest.raises(ValueError, match="hidden states have 32 numbers, the teacher's 64"):
+        distil(DistilBertForMaskedLM(config), {"cosine": 1.0})
+    for weights in ({"kld": 1.0}, {"kl": -1.0}, {"kl": float("nan")}, {"kl": 0.0}, {}):
+        with pytest.raises(ValueError, match=r"names out of \['cosine', 'kl', 'mlm', 'mse'\]"):
+            distil(student, weights)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_traced_student_gives_its_outputs_where_there_is_torch_alone(tiny, loaders, engine, tmp_path):
+    file = tmp_path / "traced" / "student.pt2"
+    student, _, _ = run(tiny, loaders, engine, tmp_path / "logs", callbacks=[checkpoints.TracingCallback(file)])
+    torch.manual_seed(0)
+    expected = []
+    for rows, length, attended in ((1, 2, 1), (3, 7, 4), (5, 64, 30), (4, 9, 9), (1, 3, 3)):
+        ids, mask = torch.randint(0, 50, (rows, length)), torch.ones(rows, length, dtype=torch.long)
+        mask[0, attended:] = 0
+        with torch.no_grad():
+            expected.append((ids, mask, student(input_ids=ids, attention_mask=mask).logits))
+    torch.save(expected, tmp_path / "expected.pt")
+    code = (
+        "import sys, torch\n"
+        f"program = torch.export.load({str(file)!r}).module()\n"
+        f"for ids, mask, logits in torch.load({str(tmp_path / 'expected.pt')!r}):\n"
+        "    print(ids.shape, (program(ids, mask) - logits).abs().max().item())\n"
+        "    assert torch.allclose(program(ids, mask), logits, atol=1e-5)\n"
+        "assert not {'helpers', 'transformers', 'catalyst'} & set(sys.modules)\n"
+    )
+    alone = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 0, alone.stderr[-3000:]
+
+
+def test_early_stopping_ends_a_run_that_no_longer_gains(tiny, loaders, engine, tmp_path):
+    stop = dl.EarlyStoppingCallback(patience=2, loader_key="valid", metric_key="loss", minimize=True, min_delta=10.0)
+    _, _, history = run(tiny, loaders, engine, tmp_path, epochs=6, callbacks=[stop])
+    assert [v["step"] for v in history.validations] == [6, 12, 18]
+
+
+def test_a_run_leaves_nothing_with_its_engine(tiny, loaders, engine, tmp_path):
+    run(tiny, loaders, engine, tmp_path, epochs=1)
+    assert not engine._models
+    assert not engine._optimizers
+
+
+def test_with_and_without_a_teacher_the_same_seed_gives_the_same_batches(tiny, loaders, engine, tmp_path):
+    """Dropout and masks draw from one generator: a mix of losses that drew more would change the masks."""
+    read = {"mlm": [], "kl": []}
+
+    class Reads(dl.Callback):
+        def __init__(self, name):
+            super().__init__(order=1)
+            self.name = name
+
+        def on_batch_start(self, runner):
+            if runner.is_train_loader:
+                read[self.name].append(runner.batch["input_ids"].clone())
+
+    run(tiny, loaders, engine, tmp_path, loss_weights={"kl": 1.0}, callbacks=[Reads("kl")])
+    student, options = models.extract_student(tiny[0], [0, 3]), {"epochs": 3, "learning_rate": 5e-3, "seed": 0}
+    training.train_masked_lm(student, loaders, engine=engine, callbacks=[Reads("mlm")], **options)
+    assert len(read["kl"]) == 18
+    assert all(torch.equal(one, other) for one, other in zip(read["kl"], read["mlm"], strict=True))
 
 
 def test_each_step_adds_up_and_clips(tiny, loaders, engine, tmp_path, monkeypatch):

@@ -1,0 +1,131 @@
+"""What a run shows and keeps of its metrics, as Catalyst callbacks. Knows nothing of what the metrics mean."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from catalyst.core.callback import Callback, CallbackOrder
+from catalyst.loggers.console import ConsoleLogger
+from IPython.display import display
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+OPTIMIZER_METRICS = ("lr", "momentum", "gradient_norm")
+"""Metrics of a step as a whole. All others are sums over tokens, and those of its micro-batches add up."""
+
+
+class HistoryCallback(Callback):
+    """Keep the metrics of each training step and of each validation.
+
+    Attributes:
+        steps: one dict of floats a training step, ``step`` counted from 1.
+        validations: one dict of floats a validation, ``step`` being the number of training steps before it.
+    """
+
+    def __init__(self):
+        super().__init__(order=CallbackOrder.External)
+
+    def on_experiment_start(self, runner) -> None:
+        self.steps, self.validations, self._unread, self._step = [], [], [], {}
+
+    def on_batch_end(self, runner) -> None:
+        if not runner.is_train_loader:
+            return
+        for key, value in runner.batch_metrics.items():
+            if value is not None:
+                value = value.detach() if torch.is_tensor(value) else value
+                before = 0.0 if key in OPTIMIZER_METRICS else self._step.get(key, 0.0)
+                self._step[key] = before + value
+        if runner.engine.sync_gradients:
+            self._unread.append(self._step)
+            self._step = {}
+
+    def on_epoch_end(self, runner) -> None:
+        self.read()
+        if "valid" in runner.epoch_metrics:
+            self.validations.append({"step": len(self.steps), **runner.epoch_metrics["valid"]})
+
+    def read(self) -> None:
+        """Turn the tensors kept since the last call into floats; a GPU is waited for here, not at every step."""
+        for metrics in self._unread:
+            self.steps.append({"step": len(self.steps) + 1, **{key: float(value) for key, value in metrics.items()}})
+        self._unread = []
+
+
+class ProgressCallback(Callback):
+    """One bar for the whole run, gone when it ends, with the running loss beside it."""
+
+    def __init__(self, description: str):
+        super().__init__(order=CallbackOrder.External)
+        self.description = description
+
+    def on_experiment_start(self, runner) -> None:
+        steps = runner.num_epochs * len(runner.loaders["train"])
+        shown = runner.engine.is_main_process
+        self.bar = tqdm(total=steps, desc=self.description, leave=False, file=sys.stdout, disable=not shown, ncols=88)
+
+    def on_batch_end(self, runner) -> None:
+        if runner.is_train_loader and runner.engine.sync_gradients:
+            self.bar.update()
+            if self.bar.n % 10 == 0:
+                self.bar.set_postfix(loss=f"{runner.batch_metrics['loss'].item():.3f}", refresh=False)
+
+    def on_experiment_end(self, runner) -> None:
+        self.bar.close()
+
+    def on_exception(self, runner) -> None:
+        # The run may have failed before there was a bar.
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class ValidationLogger(ConsoleLogger):
+    """Print one short line a validation, where Catalyst's console logger prints three long ones an epoch."""
+
+    def log_metrics(self, metrics, scope, runner) -> None:
+        if scope == "loader" and runner.is_valid_loader:
+            shown = {key: value for key, value in metrics.items() if key not in OPTIMIZER_METRICS}
+            steps = runner.epoch_step * len(runner.loaders["train"])
+            line = "  ".join(f"{key} {float(value):.4g}" for key, value in shown.items())
+            tqdm.write(f"step {steps:>4}, validation: {line}")
+
+
+class LiveCurvesCallback(Callback):
+    """Draw the history into the notebook while training goes on: one picture that is replaced, not a row of them.
+
+    Args:
+        history: the callback whose records are drawn.
+        draw: from (steps, validations), as `HistoryCallback` keeps them, to a matplotlib figure, whose title serves as
+            its text alternative.
+        seconds: the least time between two pictures.
+    """
+
+    def __init__(self, history: HistoryCallback, draw: Callable[[list, list], Figure], seconds: float = 10.0):
+        super().__init__(order=CallbackOrder.External + 1)
+        self.history, self.draw, self.seconds = history, draw, seconds
+
+    def on_experiment_start(self, runner) -> None:
+        self.handle, self.drawn_at = None, time.monotonic()
+
+    def on_batch_end(self, runner) -> None:
+        if runner.is_train_loader and time.monotonic() - self.drawn_at > self.seconds:
+            self.show()
+
+    def on_experiment_end(self, runner) -> None:
+        self.show()
+
+    def show(self) -> None:
+        """Draw what there is so far."""
+        self.history.read()
+        figure = self.draw(self.history.steps, self.history.validations)
+        metadata = {"image/png": {"alt": figure.get_suptitle()}}
+        if self.handle is None:
+            self.handle = display(figure, display_id=True, metadata=metadata)
+        else:
+            self.handle.update(figure, metadata=metadata)
+        plt.close(figure)
+        self.drawn_at = time.monotonic()

@@ -1,0 +1,66 @@
+"""Where things are written, what names them, and the record of what a notebook measured. Knows nothing of models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def from_root(path: str | Path) -> Path:
+    """Take a relative path from the repository's root; from the working folder where only the helpers are installed."""
+    return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / Path(path).expanduser()
+
+
+@lru_cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """Of a file's bytes; read once as long as its size and its time of change (in nanoseconds) are the same."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        for piece in iter(lambda: opened.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def identity(source: str | Path) -> str:
+    """What a file, a model folder or a name stands for: its content's sha256 where it is on disk."""
+    path = from_root(source)
+    files = [path] if path.is_file() else [file for file in sorted(path.glob("*")) if file.is_file()]
+    if not files:
+        return str(source)
+    stats = [(file, file.stat()) for file in files]
+    digests = [_sha256(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    """Ten hexadecimal digits that name a set of parameters."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write beside and rename, so that a file is whole or not there."""
+    beside = file.with_name(file.name + ".writing")
+    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, file)
+
+
+def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, Any], timings: dict[str, float]) -> Path:
+    """Write what a notebook measured to ``OUTPUT_DIR/notebook/metrics.json``.
+
+    The same goes into ``metrics-<fingerprint>.json``, which a run with other parameters leaves alone.
+    """
+    settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
+    contents = {key: identity(settings[key]) for key in ("TEACHER", "CORPUS") if key in settings}
+    name = fingerprint(settings | contents)
+    folder = from_root(parameters["OUTPUT_DIR"]) / notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"parameters": settings, "fingerprint": name, **metrics, "timings": timings}
+    for file in (folder / f"metrics-{name}.json", folder / "metrics.json"):
+        write_json(file, record)
+    return folder / "metrics.json"
