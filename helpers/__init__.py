@@ -1,5 +1,5 @@
 """What the notebooks share. Read the modules in the order that data flows:
 
-batches, data, models, losses, callbacks, steps, history, engine, runner, checkpoints, training, records, experiment,
-evaluation, plots.
+batches, csv_files, data, models, losses, callbacks, steps, history, engine, runner, checkpoints, training, records,
+experiment, evaluation, plots.
 """

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import csv
-import gzip
 import hashlib
-import io
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 
-import charset_normalizer
 import datasets
 import numpy as np
 import torch
@@ -22,9 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from helpers.batches import EndlessShuffle, MaskingCollator
+from helpers.csv_files import csv_dialect, undecodable_line
 
-SEPARATORS = ",;\t"
-LEGACY_ENCODINGS = ["utf_16_le", "utf_16_be", "cp1251", "cp1252"]
 REVIEW_SOURCES = ("imdb", "rotten_tomatoes")
 
 
@@ -38,53 +30,6 @@ def _without_bars():
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def _detect_encoding(path: Path, sample: bytes) -> str:
-    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if sample.startswith(codecs.BOM_UTF8):
-        return "utf-8-sig"
-    try:
-        # Not final: the sample may end in the middle of a character.
-        codecs.getincrementaldecoder("utf-8")().decode(sample, final=False)
-        if b"\0" not in sample:
-            return "utf-8"
-    except UnicodeDecodeError:
-        pass
-    guess = charset_normalizer.from_bytes(sample, cp_isolation=LEGACY_ENCODINGS).best()
-    if guess is None:
-        raise ValueError(f"{path}: the bytes are neither UTF-8, UTF-16, cp1251 nor cp1252. Save the file as UTF-8.")
-    print(f"{path.name} is not UTF-8: read as {guess.encoding}.")
-    return guess.encoding
-
-
-def _csv_dialect(path: Path, text_field: str) -> tuple[str, str, list[str]]:
-    """Return (encoding, separator, columns) from the first megabyte: the separator's header has the field."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. CORPUS is the path of a CSV file, or 'bundled'.")
-    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
-    with opener(path, "rb") as file:
-        sample = file.read(1 << 20)
-    encoding = _detect_encoding(path, sample)
-    text = codecs.getincrementaldecoder(encoding)().decode(sample, final=False)
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty. A header row and at least two texts are needed.")
-    # The default refuses a field of more than 131,072 characters. The limit is the whole process's: never lowered.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    headers = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
-    for separator, fields in headers.items():
-        if text_field in fields:
-            first = list(islice(csv.reader(io.StringIO(text), delimiter=separator), 2))[-1]
-            if len(first) > len(fields):
-                # pandas would take the first columns of such a file for an index, and another column for the text.
-                raise ValueError(
-                    f"{path}: not readable as CSV: row 2 has {len(first)} fields, the header {len(fields)}. "
-                    "A text that holds the separator needs quotes around it."
-                )
-            return encoding, separator, fields
-    fields = max(headers.values(), key=len)
-    raise ValueError(f"{path}: no column {text_field!r}. Its columns are {fields}: set TEXT_FIELD to one of them.")
 
 
 def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
@@ -107,7 +52,7 @@ def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
         ValueError: it is empty, has no such column, cannot be decoded or parsed, or holds no text.
     """
     path = Path(path)
-    encoding, separator, fields = _csv_dialect(path, text_field)
+    encoding, separator, fields = csv_dialect(path, text_field)
     # All columns are read, though one is kept: told to use one, pandas passes over rows that have too many fields.
     names = [field or f"Unnamed: {number}" for number, field in enumerate(fields)]  # as pandas calls them
     features = datasets.Features({name: datasets.Value("string") for name in names})
@@ -121,7 +66,10 @@ def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
                 keep_default_na=False,
             )
     except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{path}: not readable as CSV in {encoding}: {error.__cause__ or error}") from error
+        cause = error.__cause__ or error
+        if isinstance(cause, UnicodeDecodeError):
+            cause = f"line {undecodable_line(path, encoding)} holds other bytes. Save the file as UTF-8 throughout."
+        raise ValueError(f"{path}: not readable as CSV in {encoding}: {cause}") from error
     table = table.select_columns(text_field)
     if text_field != "text":
         table = table.rename_column(text_field, "text")

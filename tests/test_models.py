@@ -203,6 +203,14 @@ def test_load_teacher_refuses_what_is_no_bert(tmp_path, monkeypatch):
         models.load_teacher(tmp_path / "absent")
 
 
+def test_a_hub_name_without_a_network_says_what_works_without(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        FileNotFoundError, match=r"'bert-base-uncased' is no folder .*cannot be reached\. Without a net"
+    ):
+        models.load_teacher("bert-base-uncased")
+
+
 def test_load_teacher_refuses_other_weights_under_minilms_name(monkeypatch):
     monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="sha256"):

@@ -1,9 +1,11 @@
 """What stands in two places has to agree, and the script behind `make tutorial` has to do what the README says."""
 
 import importlib.metadata
+import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 
@@ -66,6 +68,24 @@ def test_readmes_results_are_the_committed_notebooks():
         assert f"| {name} | {accuracy:.1%} | {perplexity:.1f} | {overlap:.2f} |" in readme
     assert f"{record['validations'][-1]['step']} steps" in readme
     assert f"{record['valid_masked_tokens']:,} masked tokens" in readme
+
+
+def test_readmes_control_is_the_long_one():
+    long = json.loads(read("notebooks/records/control_320_steps.json"))
+    forms = {"masked_accuracy": "{:.1%}", "perplexity": "{:.1f}", "kl_to_teacher": "{:.3f}", "top5_overlap": "{:.3f}"}
+    readme = read("README.md")
+    for name, label in {
+        "mlm_only": "masked LM alone",
+        "mlm_only_as_long": "masked LM alone, as long",
+        "kl_cosine": "masked LM + KL + cosine",
+        "kl_cosine_t1": "masked LM + KL + cosine, T = 1",
+    }.items():
+        cells = []
+        for measure, form in forms.items():
+            values = long[f"{name}_{measure}"]
+            assert len(values) == 3
+            cells.append(f"{form.format(statistics.mean(values))} ± {form.format(statistics.stdev(values))}")
+        assert f"| {label} | {' | '.join(cells)} |" in readme
 
 
 @pytest.mark.slow
