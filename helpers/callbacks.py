@@ -55,6 +55,7 @@ class LoaderMeanCallback(Callback):
 
     def on_batch_end(self, runner) -> None:
         own, whole = self.count(runner.batch)
+        whole = losses.at_least_one(whole)
         value = self.measure(runner.batch, whole)
         runner.batch_metrics[self.metric_key] = value
         # Tensors are added up, not numbers: reading one out would make a GPU wait at every batch.

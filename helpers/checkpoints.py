@@ -50,15 +50,15 @@ class StudentCheckpointCallback(ICheckpointCallback):
         self.best_score = float("inf")
 
     def on_epoch_end(self, runner) -> None:
+        score = runner.epoch_metrics["valid"][self.metric_key]
+        if not math.isfinite(score):
+            kept = f"The best student so far is in {self.logdir.name}/best." if self.best_score < math.inf else ""
+            raise FloatingPointError(
+                f"the validation {self.metric_key} of epoch {runner.epoch_step} is {score}: lower LEARNING_RATE. {kept}"
+            )
         if not runner.engine.is_main_process:
             return
         student = runner.engine.unwrap_model(runner.model[self.model_key])
-        score = runner.epoch_metrics["valid"][self.metric_key]
-        if not math.isfinite(score):
-            raise FloatingPointError(
-                f"the validation {self.metric_key} of epoch {runner.epoch_step} is {score}: lower LEARNING_RATE. "
-                f"The best student so far is kept in {self.logdir.name}/best."
-            )
         save_folder(self.logdir / "last", student)
         if score < self.best_score:
             self.best_score = score

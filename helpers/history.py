@@ -50,7 +50,7 @@ class HistoryCallback(Callback):
             self.validations.append({"step": len(self.steps), **runner.epoch_metrics["valid"]})
 
     def read(self) -> None:
-        """Turn the tensors kept since the last call into floats; a GPU is waited for here, not at every step."""
+        """Turn the tensors kept since the last call into floats."""
         for metrics in self._unread:
             self.steps.append({"step": len(self.steps) + 1, **{key: float(value) for key, value in metrics.items()}})
         self._unread = []
@@ -64,15 +64,20 @@ class ProgressCallback(Callback):
         self.description = description
 
     def on_experiment_start(self, runner) -> None:
+        self.loss = 0.0  # of the step under way, its micro-batches added up
         steps = runner.num_epochs * len(runner.loaders["train"])
         shown = runner.engine.is_main_process
         self.bar = tqdm(total=steps, desc=self.description, leave=False, file=sys.stdout, disable=not shown, ncols=88)
 
     def on_batch_end(self, runner) -> None:
-        if runner.is_train_loader and runner.engine.sync_gradients:
+        if not runner.is_train_loader:
+            return
+        self.loss = self.loss + runner.batch_metrics["loss"].detach()
+        if runner.engine.sync_gradients:
             self.bar.update()
             if self.bar.n % 10 == 0:
-                self.bar.set_postfix(loss=f"{runner.batch_metrics['loss'].item():.3f}", refresh=False)
+                self.bar.set_postfix(loss=f"{self.loss.item():.3f}", refresh=False)
+            self.loss = 0.0
 
     def on_experiment_end(self, runner) -> None:
         self.bar.close()

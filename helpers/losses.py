@@ -18,9 +18,13 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _mean(total: Tensor, tokens: int | Tensor, count: int | Tensor | None) -> Tensor:
-    count = tokens if count is None else count
-    return total / (count.clamp(min=1) if torch.is_tensor(count) else max(count, 1))
+def at_least_one(count: int | Tensor) -> int | Tensor:
+    """A number of tokens to divide by."""
+    return count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
+
+
+def _mean(total: Tensor, tokens: int, count: int | Tensor | None) -> Tensor:
+    return total / at_least_one(tokens if count is None else count)
 
 
 def masked_lm_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None = None) -> Tensor:

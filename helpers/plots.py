@@ -68,7 +68,7 @@ def comparison_bars(values: dict[str, float], title: str, xlabel: str, ax: Axes,
     colors = [TEACHER if "teacher" in name.lower() else STUDENT for name in names]
     bars = ax.barh(names, list(values.values()), color=colors)
     ax.bar_label(bars, [form.format(value) for value in values.values()], padding=4)
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     ax.margins(x=0.18)
     ax.set(title=title, xlabel=xlabel)
     ax.spines[["top", "right"]].set_visible(False)
@@ -93,7 +93,7 @@ def seed_points(
     for name, number in (references or {}).items():
         ax.axvline(number, color=TEACHER if "teacher" in name.lower() else NEUTRAL, linestyle="--", label=name)
     ax.set_yticks(range(len(values)), list(values))
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     ax.grid(axis="x", alpha=0.3)
     ax.set(title=title, xlabel=xlabel)
     ax.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ from catalyst import dl
 
 from helpers.callbacks import masked_targets
 from helpers.losses import masked_lm_loss
+from helpers.steps import check_finite
 
 
 class MaskedLMRunner(dl.Runner):
@@ -20,6 +21,8 @@ class MaskedLMRunner(dl.Runner):
         logits, _ = self.model(**batch)
         targets = masked_targets(batch)
         loss = masked_lm_loss(logits, targets)
+        step = (self.epoch_step - 1) * self.loader_batch_len + self.loader_batch_step
+        check_finite(loss, f"step {step}" if self.is_train_loader else f"validation {self.epoch_step}")
         self.batch_metrics["loss"] = loss
         self.total, self.count = self.total + loss.item() * len(targets), self.count + len(targets)
         if self.is_train_loader:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import math
 
+import torch
 from catalyst import dl
 from catalyst.core.callback import Callback, CallbackOrder
 
 from helpers.batches import micro_batches
 
 
+def check_finite(loss: torch.Tensor, where: str, parts: dict[str, torch.Tensor] | None = None) -> None:
+    """Raise a FloatingPointError that says where, if the loss, a scalar, is NaN or infinite; a GPU is waited for."""
+    if not math.isfinite(value := loss.item()):
+        numbers = {key: part.item() for key, part in (parts or {}).items()}
+        detail = "".join(f", {key} {number}" for key, number in numbers.items() if not math.isfinite(number))
+        raise FloatingPointError(
+            f"{where}: the loss is {value}{detail}. Lower LEARNING_RATE, or look for what is wrong in the models' "
+            "weights. What was saved before is kept."
+        )
+
+
 class FiniteLossCallback(Callback):
     """Stop the run where the loss of a training step is NaN or infinite, before the backward pass.
 
     Raises:
-        FloatingPointError: with the number of the step, counted from 1.
+        FloatingPointError: with the number of the step, counted from 1, and the parts of the loss that are no numbers.
     """
 
     def __init__(self, metric_key: str = "loss"):
@@ -27,14 +39,9 @@ class FiniteLossCallback(Callback):
     def on_batch_end(self, runner) -> None:
         if not runner.is_train_loader:
             return
-        loss = runner.batch_metrics[self.metric_key].item()
-        if not math.isfinite(loss):
-            parts = {key: value.item() for key, value in runner.batch_metrics.items() if key != self.metric_key}
-            detail = "".join(f", {key} {value:.4g}" for key, value in parts.items() if not math.isfinite(value))
-            raise FloatingPointError(
-                f"step {self.steps + 1}: the training {self.metric_key} is {loss}{detail}. Lower LEARNING_RATE, or "
-                "look for what is wrong in the models' weights. Checkpoints written before are kept."
-            )
+        parts = {key: value for key, value in runner.batch_metrics.items() if torch.is_tensor(value)}
+        loss = parts.pop(self.metric_key)
+        check_finite(loss, f"step {self.steps + 1}", parts)
         self.steps += runner.engine.sync_gradients
 
 
@@ -68,14 +75,19 @@ class AccumulationCallback(Callback):
 
 
 class StepSchedulerCallback(dl.SchedulerCallback):
-    """Catalyst's scheduler callback, once an optimizer step and not once a micro-batch."""
+    """Catalyst's scheduler callback, once an optimizer step and not once a micro-batch.
+
+    The ``lr`` that it leaves in the step's metrics is the one that the step was made with, not the next step's.
+    """
 
     def __init__(self):
         super().__init__(mode="batch")
 
     def on_batch_end(self, runner) -> None:
         if runner.engine.sync_gradients:
+            used = runner.batch_metrics["lr"]
             super().on_batch_end(runner)
+            runner.batch_metrics["lr"] = used
 
 
 class GradientClippingCallback(Callback):

@@ -10,7 +10,7 @@ import torch
 from catalyst import dl
 from catalyst.core.logger import ILogger
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import BertForMaskedLM, PreTrainedModel, get_linear_schedule_with_warmup
 
 from helpers.callbacks import LOSS_WEIGHTS_FORM, LOSSES, KLDivLossCallback, PerplexityCallback, are_loss_weights
 from helpers.checkpoints import StudentCheckpointCallback
@@ -38,7 +38,6 @@ def train_masked_lm(
     learning_rate: float,
     seed: int,
     engine: Engine,
-    callbacks: Sequence[dl.Callback] = (),
 ) -> HistoryCallback:
     """Train all of a masked-LM model, in place, by `MaskedLMRunner`.
 
@@ -49,7 +48,6 @@ def train_masked_lm(
         learning_rate: at the end of the warm-up.
         seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
-        callbacks: further ones, after those that every such run has.
 
     Returns:
         The history of the run.
@@ -59,22 +57,24 @@ def train_masked_lm(
     """
     wrapped, history = MaskedPositionLM(model), HistoryCallback()
     optimizer, scheduler = optimization(wrapped, learning_rate, epochs * len(loaders["train"]))
-    with warnings.catch_warnings():
-        # Catalyst asks whether we forgot a callback: the runner does backward pass and step by itself.
-        warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
-        MaskedLMRunner().train(
-            engine=engine,
-            model=wrapped,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            loaders=loaders,
-            callbacks=[FiniteLossCallback(), ProgressCallback("masked-LM training"), history, *callbacks],
-            loggers={"console": ValidationLogger()},
-            num_epochs=epochs,
-            seed=SEED_STRIDE * seed,
-        )
-    engine.free_memory()
-    model.cpu().eval()
+    try:
+        with warnings.catch_warnings():
+            # Catalyst asks whether we forgot a callback: the runner does backward pass and step by itself.
+            warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
+            MaskedLMRunner().train(
+                engine=engine,
+                model=wrapped,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                loaders=loaders,
+                callbacks=[ProgressCallback("masked-LM training"), history],
+                loggers={"console": ValidationLogger()},
+                num_epochs=epochs,
+                seed=SEED_STRIDE * seed,
+            )
+    finally:
+        engine.free_memory()
+        model.cpu().eval()
     return history
 
 
@@ -105,7 +105,7 @@ def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights:
             f"the student's hidden states have {ours.hidden_size} numbers, the teacher's {theirs.hidden_size}: "
             "the cosine loss compares vectors of one size. Leave it out of LOSS_WEIGHTS."
         )
-    if used & {"kl", "mse"} and head_is_untrained(teacher):
+    if used & {"kl", "mse"} and isinstance(teacher, BertForMaskedLM) and head_is_untrained(teacher):
         raise ValueError(
             "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "
             "experiment.ensure_teacher, which trains one, or leave kl and mse out of LOSS_WEIGHTS."
@@ -172,22 +172,24 @@ def distill(
     ]
     if draw is not None:
         callbacks.append(LiveCurvesCallback(history, draw))
-    DistilMLMRunner().train(
-        engine=engine,
-        model=models,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        loaders=loaders,
-        callbacks=callbacks,
-        loggers={"console": ValidationLogger(), **(loggers or {})},
-        logdir=str(logdir),
-        num_epochs=epochs,
-        seed=SEED_STRIDE * seed,
-        valid_loader="valid",
-        valid_metric="loss",
-        minimize_valid_metric=True,
-    )
-    engine.free_memory()
-    student.cpu().eval()
-    teacher.cpu()
+    try:
+        DistilMLMRunner().train(
+            engine=engine,
+            model=models,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            loaders=loaders,
+            callbacks=callbacks,
+            loggers={"console": ValidationLogger(), **(loggers or {})},
+            logdir=str(logdir),
+            num_epochs=epochs,
+            seed=SEED_STRIDE * seed,
+            valid_loader="valid",
+            valid_metric="loss",
+            minimize_valid_metric=True,
+        )
+    finally:
+        engine.free_memory()
+        student.cpu().eval()
+        teacher.cpu()
     return history

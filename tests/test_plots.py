@@ -49,6 +49,14 @@ def test_seed_points_draws_each_seed_and_the_mean():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
 
 
+def test_names_are_read_from_the_top_in_panels_that_share_an_axis():
+    for draw, values in ((plots.comparison_bars, {"a": 1.0, "b": 2.0}), (plots.seed_points, {"a": [1.0], "b": [2.0]})):
+        _, axes = plt.subplots(1, 2, sharey=True)
+        for ax in axes:
+            draw(values, "title", "unit", ax)
+        assert axes[0].yaxis_inverted()
+
+
 def test_layer_map_names_each_layer():
     _, ax = plt.subplots()
     plots.layer_map(6, [0, 2, 5], ax)

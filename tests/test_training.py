@@ -15,7 +15,7 @@ from transformers import DistilBertForMaskedLM
 
 from helpers import batches, callbacks, checkpoints, data, losses, models, steps, training
 from helpers.engine import Engine, fastest_precision
-from helpers.runner import DistilMLMRunner
+from helpers.runner import DistilMLMRunner, MaskedLMRunner
 
 WEIGHTS = {"kl": 0.5, "mlm": 0.3, "cosine": 0.15, "mse": 0.05}
 
@@ -205,13 +205,14 @@ def test_a_batch_of_fewer_rows_than_parts_still_ends_its_step():
         steps.AccumulationCallback(0)
 
 
-def test_an_exception_amid_a_step_leaves_the_next_run_its_steps(tiny, loaders, engine, tmp_path, monkeypatch):
+def test_an_exception_amid_a_step_leaves_the_next_run_its_steps(tiny, loaders, engine, tmp_path):
     class Stops(dl.Callback):
         def on_batch_end(self, runner):
             raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
         run(tiny, loaders, engine, tmp_path / "1", callbacks=[steps.AccumulationCallback(3), Stops(order=1)])
+    assert not engine._models
     student, teacher, _ = run(tiny, loaders, Engine("no", cpu=True), tmp_path / "2")
     assert not weights_equal(student, models.extract_student(teacher, [0, 3]))
 
@@ -232,21 +233,28 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_the_checkpoint_stays(
             weights["best"] = (tmp_path / "best" / "model.safetensors").read_bytes()
 
         def on_batch_end(self, runner):
-            weights["student"] = runner.model["student"].state_dict()["vocab_projector.bias"].clone()
+            weights["good"] = runner.model["student"].state_dict()["vocab_projector.bias"].clone()
+
+        def on_exception(self, runner):
+            weights["stopped"] = runner.model["student"].state_dict()["vocab_projector.bias"]
 
     monkeypatch.setattr(callbacks.KLDivLossCallback, "measure", spoiled)
-    with pytest.raises(FloatingPointError, match=r"^step 9: the training loss is (nan|inf), kl (nan|inf)\. Lower"):
+    with pytest.raises(FloatingPointError, match=r"^step 9: the loss is (nan|inf), kl (nan|inf)\. Lower"):
         run(tiny, loaders, engine, tmp_path, callbacks=[Watch(order=200)])
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == weights["best"]
-    assert torch.isfinite(weights["student"]).all()
+    # Those after step 8: nothing of step 9 reached them.
+    assert torch.equal(weights["stopped"], weights["good"])
 
 
 def test_masked_lm_training_stops_at_a_loss_that_is_no_number(tiny, loaders, engine):
     teacher, _ = tiny
     with torch.no_grad():
         teacher.cls.predictions.bias[7] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"^step 1: the training loss is nan"):
+    weights = teacher.bert.embeddings.LayerNorm.weight.clone()
+    with pytest.raises(FloatingPointError, match=r"^step 1: the loss is nan\. Lower"):
         training.train_masked_lm(teacher, loaders, epochs=1, learning_rate=1e-3, seed=0, engine=engine)
+    assert torch.equal(teacher.bert.embeddings.LayerNorm.weight, weights)
+    assert not engine._models
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_training(tiny, tiny_folder, loaders, engine, tmp_path):
@@ -306,28 +314,65 @@ def test_early_stopping_ends_a_run_that_no_longer_gains(tiny, loaders, engine, t
     assert [v["step"] for v in history.validations] == [6, 12, 18]
 
 
+def test_the_rate_kept_of_a_step_is_the_one_it_was_made_with(tiny, loaders, engine, tmp_path, monkeypatch):
+    used, step = [], torch.optim.AdamW.step
+
+    def watched(self, closure=None):
+        used.append(self.param_groups[0]["lr"])
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    _, _, history = run(tiny, loaders, engine, tmp_path, callbacks=[steps.AccumulationCallback(2)])
+    assert len(used) == 18
+    assert [metrics["lr"] for metrics in history.steps] == used
+
+
+def test_a_student_of_a_distilbert_can_be_distilled_further(tiny, loaders, engine, tmp_path):
+    teacher = models.extract_student(tiny[0], [0, 1, 3])
+    options = {"epochs": 1, "learning_rate": 1e-3, "temperature": 1.0, "seed": 0, "loss_weights": {"kl": 1.0}}
+    student = models.extract_student(tiny[0], [0, 3])
+    history = training.distill(teacher, student, loaders, engine=engine, logdir=tmp_path, **options)
+    assert history.validations[0]["kl"] > 0
+
+
+def test_a_metric_of_a_step_with_nothing_masked_spoils_nothing():
+    class Share(callbacks.LoaderMeanCallback):
+        def measure(self, batch, count):
+            return batch["s_logits"].sum() / count
+
+    class Runner:
+        engine, batch_metrics, loader_metrics = Engine("no", cpu=True), {}, {}
+
+    share, runner = Share("share"), Runner()
+    share.on_loader_start(runner)
+    for logits in (torch.zeros(0, 3), torch.ones(2, 3)):
+        runner.batch = {"s_logits": logits}
+        share.on_batch_end(runner)
+    share.on_loader_end(runner)
+    assert runner.loader_metrics["share"] == 3
+
+
 def test_a_run_leaves_nothing_with_its_engine(tiny, loaders, engine, tmp_path):
     run(tiny, loaders, engine, tmp_path, epochs=1)
     assert not engine._models
     assert not engine._optimizers
 
 
-def test_with_and_without_a_teacher_the_same_seed_gives_the_same_batches(tiny, loaders, engine, tmp_path):
+def test_with_and_without_a_teacher_the_same_seed_gives_the_same_batches(tiny, loaders, engine, tmp_path, monkeypatch):
     """Dropout and masks draw from one generator: a mix of losses that drew more would change the masks."""
     read = {"mlm": [], "kl": []}
 
-    class Reads(dl.Callback):
-        def __init__(self, name):
-            super().__init__(order=1)
-            self.name = name
+    for name, runner in (("mlm", MaskedLMRunner), ("kl", DistilMLMRunner)):
 
-        def on_batch_start(self, runner):
-            if runner.is_train_loader:
-                read[self.name].append(runner.batch["input_ids"].clone())
+        def watched(self, batch, name=name, handle_batch=runner.handle_batch):
+            if self.is_train_loader:
+                read[name].append(batch["input_ids"].clone())
+            handle_batch(self, batch)
 
-    run(tiny, loaders, engine, tmp_path, loss_weights={"kl": 1.0}, callbacks=[Reads("kl")])
+        monkeypatch.setattr(runner, "handle_batch", watched)
+    run(tiny, loaders, engine, tmp_path, loss_weights={"kl": 1.0})
     student, options = models.extract_student(tiny[0], [0, 3]), {"epochs": 3, "learning_rate": 5e-3, "seed": 0}
-    training.train_masked_lm(student, loaders, engine=engine, callbacks=[Reads("mlm")], **options)
+    training.train_masked_lm(student, loaders, engine=engine, **options)
     assert len(read["kl"]) == 18
     assert all(torch.equal(one, other) for one, other in zip(read["kl"], read["mlm"], strict=True))
 
