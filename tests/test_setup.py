@@ -77,7 +77,7 @@ def test_readmes_control_is_the_long_one():
     for name, label in {
         "mlm_only": "masked LM alone",
         "mlm_only_as_long": "masked LM alone, as long",
-        "kl_cosine": "masked LM + KL + cosine",
+        "kl_cosine": "masked LM + KL + cosine, T = 2",
         "kl_cosine_t1": "masked LM + KL + cosine, T = 1",
     }.items():
         cells = []
