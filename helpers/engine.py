@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
-
 import torch
 from accelerate.state import AcceleratorState
 from catalyst import dl
+
+from helpers.processor import keep_freed_memory
 
 PRECISION_NAMES = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast with a loss scaler"}
 
@@ -27,19 +26,6 @@ def fastest_precision(cpu: bool = False) -> tuple[str, str]:
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bf16", "the processor has it"
     return "no", "no bfloat16 instructions known of this processor"
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors instead of handing it back to the system at once.
-
-    A step frees and takes (masked, vocabulary) buffers of some 70 MB many times over. By default each is mapped anew,
-    and the kernel zeroes its pages: half of a step's time on two cores. Elsewhere than on Linux with glibc, do nothing.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_max, 0)
 
 
 class Engine(dl.Engine):

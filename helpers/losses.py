@@ -1,13 +1,16 @@
 """Each distillation loss as a pure function of tensors. Knows nothing of Catalyst.
 
 All sums are taken in float32 (or the wider type of the inputs), whatever autocast gives. A batch with nothing masked
-gives a loss of zero that can be backpropagated, not NaN.
+gives a loss of zero that can be backpropagated, not NaN. The losses of logits go through them a few rows at a time, so
+that no second (masked, vocabulary) tensor in float32 is made; see `_SumOverRows`.
 
 Each is a sum over tokens divided by `count`, by default the number of tokens given. A step that is made of several
 micro-batches gives the number in all of them, so that the parts add up to the loss of the whole.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +30,50 @@ def _mean(total: Tensor, tokens: int, count: int | Tensor | None) -> Tensor:
     return total / at_least_one(tokens if count is None else count)
 
 
+BYTES_AT_ONCE = {"cpu": 2**22}
+"""What `_SumOverRows` takes at once: on a processor what its caches hold. A GPU is kept busy by 256 MB."""
+
+
+class _SumOverRows(torch.autograd.Function):
+    """The sum over rows of a loss of logits, its gradient made in the same pass, a few rows at a time.
+
+    Written with autograd, a loss of logits keeps several float32 copies of them for its backward pass. Here all that
+    is kept is the gradient, in the logits' own type; the backward pass scales it.
+
+    Args:
+        of_rows: from some rows of `logits`, in the wider type and its own to overwrite, and the same rows of `other`,
+            to their loss, a scalar, and the gradient of that, of the logits' shape.
+        logits: (masked, vocabulary).
+        other: what the logits are compared with, (masked, ...). It gets no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, of_rows: Callable, logits: Tensor, other: Tensor) -> Tensor:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        at_once = BYTES_AT_ONCE.get(logits.device.type, 2**28) // (logits.shape[-1] * wide.itemsize)
+        total = torch.zeros((), dtype=wide, device=logits.device)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(logits), max(at_once, 1)):
+            rows = slice(start, start + max(at_once, 1))
+            loss, slope = of_rows(logits[rows].to(wide, copy=True), other[rows])
+            total += loss
+            if gradient is not None:
+                gradient[rows] = slope
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, scale):
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * scale, None
+
+
+def _normalizer(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """log(sum(exp(logits))) of each row, taken from the most probable token: (masked, vocabulary) twice to (masked,)."""
+    return logits.amax(dim=-1) - probabilities.amax(dim=-1).log()
+
+
 def masked_lm_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Cross-entropy of the hidden tokens, in nats a masked token (Devlin et al. 2019, section 3.1).
 
@@ -38,7 +85,13 @@ def masked_lm_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None =
     Returns:
         A scalar.
     """
-    return _mean(F.cross_entropy(_wide(logits), targets, reduction="sum"), len(targets), count)
+
+    def of_rows(logits, targets):
+        probabilities, targets = logits.softmax(dim=-1), targets[:, None]
+        loss = (_normalizer(logits, probabilities) - logits.gather(1, targets)[:, 0]).sum()
+        return loss, probabilities.scatter_add_(1, targets, torch.full_like(logits[:, :1], -1))
+
+    return _mean(_SumOverRows.apply(of_rows, logits, targets), len(targets), count)
 
 
 def kl_div_loss(
@@ -59,10 +112,15 @@ def kl_div_loss(
     Returns:
         A scalar in nats a masked token, times T squared.
     """
-    student = F.log_softmax(_wide(student_logits) / temperature, dim=-1)
-    teacher = F.log_softmax(_wide(teacher_logits.detach()) / temperature, dim=-1)
-    total = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    return _mean(total * temperature**2, len(student), count)
+
+    def of_rows(student, teacher):
+        student, teacher = student.div_(temperature), _wide(teacher) / temperature
+        q, p = student.softmax(dim=-1), teacher.softmax(dim=-1)
+        normalizers = _normalizer(student, q) - _normalizer(teacher, p)
+        divergence = torch.linalg.vecdot(p, teacher.sub_(student)) + normalizers
+        return temperature**2 * divergence.sum(), q.sub_(p).mul_(temperature)
+
+    return _mean(_SumOverRows.apply(of_rows, student_logits, teacher_logits), len(student_logits), count)
 
 
 def cosine_loss(
@@ -101,8 +159,12 @@ def mse_loss(student_logits: Tensor, teacher_logits: Tensor, count: int | Tensor
     Returns:
         A scalar: the mean over the vocabulary, then over masked tokens.
     """
-    total = F.mse_loss(_wide(student_logits), _wide(teacher_logits.detach()), reduction="sum")
-    return _mean(total / student_logits.shape[-1], len(student_logits), count)
+
+    def of_rows(student, teacher):
+        difference, vocabulary = student.sub_(teacher), student.shape[-1]
+        return difference.square().sum() / vocabulary, difference.mul_(2 / vocabulary)
+
+    return _mean(_SumOverRows.apply(of_rows, student_logits, teacher_logits), len(student_logits), count)
 
 
 def perplexity(logits: Tensor, targets: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from helpers.checkpoints import StudentCheckpointCallback
 from helpers.engine import Engine
 from helpers.history import HistoryCallback, LiveCurvesCallback, ProgressCallback, ValidationLogger
 from helpers.models import MaskedPositionLM, head_is_untrained
+from helpers.processor import fast_training
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
 from helpers.steps import FiniteLossCallback, GradientClippingCallback, StepSchedulerCallback
 
@@ -58,7 +59,7 @@ def train_masked_lm(
     wrapped, history = MaskedPositionLM(model), HistoryCallback()
     optimizer, scheduler = optimization(wrapped, learning_rate, epochs * len(loaders["train"]))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), fast_training(model):
             # Catalyst asks whether we forgot a callback: the runner does backward pass and step by itself.
             warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
             MaskedLMRunner().train(
@@ -173,21 +174,22 @@ def distill(
     if draw is not None:
         callbacks.append(LiveCurvesCallback(history, draw))
     try:
-        DistilMLMRunner().train(
-            engine=engine,
-            model=models,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            loaders=loaders,
-            callbacks=callbacks,
-            loggers={"console": ValidationLogger(), **(loggers or {})},
-            logdir=str(logdir),
-            num_epochs=epochs,
-            seed=SEED_STRIDE * seed,
-            valid_loader="valid",
-            valid_metric="loss",
-            minimize_valid_metric=True,
-        )
+        with fast_training(student):
+            DistilMLMRunner().train(
+                engine=engine,
+                model=models,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                loaders=loaders,
+                callbacks=callbacks,
+                loggers={"console": ValidationLogger(), **(loggers or {})},
+                logdir=str(logdir),
+                num_epochs=epochs,
+                seed=SEED_STRIDE * seed,
+                valid_loader="valid",
+                valid_metric="loss",
+                minimize_valid_metric=True,
+            )
     finally:
         engine.free_memory()
         student.cpu().eval()

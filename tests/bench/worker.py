@@ -1,0 +1,81 @@
+"""One contender in a process of its own: ``python tests/bench/worker.py '{"contender": ..., "work": {...}}'``.
+
+It reads the number of steps of each block from its standard input, 0 for no more, and answers in lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch
+from contenders import CONTENDERS
+from transformers import BertConfig, BertForMaskedLM
+
+from blocks import Blocks, Products, fastest_seconds
+from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
+from helpers.engine import Engine
+from helpers.evaluation import masked_lm_scores
+from helpers.models import extract_student, load_teacher, quiet_transformers, spread_layers
+
+
+def built(work: dict):
+    """(teacher, student, tokenizer), the same for every contender."""
+    torch.manual_seed(0)
+    teacher, tokenizer = load_teacher(work["teacher"])
+    if work.get("base"):
+        teacher = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer))).eval()
+    if "vocabulary" in work:
+        with quiet_transformers():
+            teacher.resize_token_embeddings(work["vocabulary"], mean_resizing=False)
+    layers = spread_layers(teacher.config.num_hidden_layers, work["layers"])
+    return teacher, extract_student(teacher, layers), tokenizer
+
+
+def matrix_seconds(products: Products) -> float:
+    """Seconds that the products of a step take one after another, each at the best rate that it reaches by itself."""
+    return sum(count * fastest_seconds(*shape) for shape, count in products.counts.items())
+
+
+def main(job: dict) -> None:
+    # Everything that libraries print goes to the log; the answers have standard output to themselves.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(value: dict) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    work = job["work"]
+    teacher, student, tokenizer = built(work)
+    texts = read_texts(work["corpus"]) if "corpus" in work else bundled_reviews("imdb")
+    loaders = masked_lm_loaders(
+        texts,
+        tokenizer,
+        max_length=work["length"],
+        batch_size=work["batch"],
+        steps_per_epoch=job.get("steps", 100_000),
+        probability=work.get("masked", 0.15),
+        valid_masks=21_000 if "steps" in job else 100,
+    )
+    products, made = Products(), []
+
+    def blocks(loader) -> Blocks:
+        made.append(Blocks(loader, lambda: int(sys.stdin.readline()), answer, products))
+        return made[-1]
+
+    trainable = sum(parameter.numel() for parameter in student.parameters())
+    torch.manual_seed(1)
+    answer({"ready": True})
+    CONTENDERS[job["contender"]](teacher, student, loaders, blocks)
+    # AdamW's two float32 states, made in the first step, belong to what is held all along.
+    result = {"peak_memory_mb": made[0].peak_mb - 8 * trainable / 1e6}
+    if "steps" in job:
+        result |= masked_lm_scores({"student": student}, teacher, loaders["valid"], Engine())["student"]
+    else:
+        result |= {"matrix_seconds": matrix_seconds(products), "matrix_flop": products.flop()}
+    answer(result)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
