@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils.operations import ConvertOutputsToFp32
 from catalyst import dl
 
 from helpers.processor import keep_freed_memory
@@ -29,11 +32,12 @@ def fastest_precision(cpu: bool = False) -> tuple[str, str]:
 
 
 class Engine(dl.Engine):
-    """Catalyst's engine, which is an `accelerate.Accelerator`, with three differences.
+    """Catalyst's engine, which is an `accelerate.Accelerator`, with four differences.
 
     Upstream's `mean_reduce_ddp_metrics` reads a member that accelerate no longer has; this one asks the Accelerator to
-    reduce. The precision is chosen from the hardware unless it is given, and said out loud. On a processor, freed
-    memory is kept (`keep_freed_memory`).
+    reduce. The precision is chosen from the hardware unless it is given, and said out loud. In mixed precision a
+    model's outputs are left in the type that autocast gives them. On a processor, freed memory is kept
+    (`keep_freed_memory`).
 
     Args:
         mixed_precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"``; None chooses by `fastest_precision`.
@@ -51,6 +55,17 @@ class Engine(dl.Engine):
             keep_freed_memory()
         if self.is_main_process:
             print(f"Engine: {self.device.type}, {PRECISION_NAMES[mixed_precision]} ({reason}).")
+
+    def prepare_model(self, model: torch.nn.Module, *args, **options) -> torch.nn.Module:
+        """Prepare as accelerate does, but without its conversion of the outputs to float32.
+
+        That would double the memory of the logits and of their gradient; the losses widen a few rows at a time.
+        """
+        prepared = super().prepare_model(model, *args, **options)
+        converting = getattr(model.forward, "__wrapped__", None)
+        if isinstance(converting, ConvertOutputsToFp32):
+            model.forward = MethodType(converting.model_forward, model)
+        return prepared
 
     @property
     def sum_dtype(self) -> torch.dtype:

@@ -38,7 +38,8 @@ class _SumOverRows(torch.autograd.Function):
     """The sum over rows of a loss of logits, its gradient made in the same pass, a few rows at a time.
 
     Written with autograd, a loss of logits keeps several float32 copies of them for its backward pass. Here all that
-    is kept is the gradient, in the logits' own type; the backward pass scales it.
+    is kept is the gradient, in the logits' own type; the backward pass scales it. Of float16 logits it is kept in
+    float32: probabilities below 6e-8 would be lost before the loss scaler could lift them.
 
     Args:
         of_rows: from some rows of `logits`, in the wider type and its own to overwrite, and the same rows of `other`,
@@ -52,7 +53,9 @@ class _SumOverRows(torch.autograd.Function):
         wide = torch.promote_types(logits.dtype, torch.float32)
         at_once = BYTES_AT_ONCE.get(logits.device.type, 2**28) // (logits.shape[-1] * wide.itemsize)
         total = torch.zeros((), dtype=wide, device=logits.device)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        gradient = None
+        if ctx.needs_input_grad[1]:
+            gradient = torch.empty_like(logits, dtype=wide if logits.dtype == torch.float16 else logits.dtype)
         for start in range(0, len(logits), max(at_once, 1)):
             rows = slice(start, start + max(at_once, 1))
             loss, slope = of_rows(logits[rows].to(wide, copy=True), other[rows])
@@ -60,17 +63,18 @@ class _SumOverRows(torch.autograd.Function):
             if gradient is not None:
                 gradient[rows] = slope
         ctx.save_for_backward(gradient)
+        ctx.logits_dtype = logits.dtype
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, scale):
         (gradient,) = ctx.saved_tensors
-        return None, gradient * scale, None
+        return None, (gradient * scale).to(ctx.logits_dtype), None
 
 
 def _normalizer(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """log(sum(exp(logits))) of each row, taken from the most probable token: (masked, vocabulary) twice to (masked,)."""
+    """log(sum(exp(logits))) of each row, by way of its most probable token: (masked, vocabulary) twice to (masked,)."""
     return logits.amax(dim=-1) - probabilities.amax(dim=-1).log()
 
 

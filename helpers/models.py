@@ -70,8 +70,10 @@ def _start_head(model: BertForMaskedLM) -> None:
     nn.init.zeros_(model.cls.predictions.bias)
 
 
-def head_is_untrained(teacher: BertForMaskedLM) -> bool:
-    """True while the masked-LM head is exactly as `load_teacher` starts one that the checkpoint lacks."""
+def head_is_untrained(teacher: PreTrainedModel) -> bool:
+    """True while a BERT's masked-LM head is exactly as `load_teacher` starts one that the checkpoint lacks."""
+    if not isinstance(teacher, BertForMaskedLM):
+        return False
     weight = teacher.cls.predictions.transform.dense.weight
     return torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
 
@@ -230,6 +232,10 @@ def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = 
     return student.eval()
 
 
+ROWS_TO_A_MULTIPLE_OF = 64
+"""What the head is given; see `MaskedPositionLM.forward`."""
+
+
 class MaskedPositionLM(nn.Module):
     """A BERT or DistilBERT masked-LM model whose head runs at the masked positions alone.
 
@@ -248,8 +254,12 @@ class MaskedPositionLM(nn.Module):
         """
         encoder = self.model.base_model
         output = encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-        masked = output.last_hidden_state[labels != IGNORED]
-        return self.head(masked), output.hidden_states
+        masked = (labels != IGNORED).flatten().nonzero()[:, 0]
+        # Filled up with the first position, and cut again: for every other number of rows oneDNN would keep matrix
+        # products of their own, megabytes a step, and the large buffers would not fit where the last step's were.
+        filled = nn.functional.pad(masked, (0, -len(masked) % ROWS_TO_A_MULTIPLE_OF))
+        logits = self.head(output.last_hidden_state.flatten(0, 1)[filled])
+        return logits[: len(masked)], output.hidden_states
 
     def head(self, hidden: Tensor) -> Tensor:
         """Project (..., hidden) onto (..., vocabulary) as the wrapped model's own forward does."""

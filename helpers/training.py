@@ -10,7 +10,7 @@ import torch
 from catalyst import dl
 from catalyst.core.logger import ILogger
 from torch.utils.data import DataLoader
-from transformers import BertForMaskedLM, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from helpers.callbacks import LOSS_WEIGHTS_FORM, LOSSES, KLDivLossCallback, PerplexityCallback, are_loss_weights
 from helpers.checkpoints import StudentCheckpointCallback
@@ -106,7 +106,7 @@ def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights:
             f"the student's hidden states have {ours.hidden_size} numbers, the teacher's {theirs.hidden_size}: "
             "the cosine loss compares vectors of one size. Leave it out of LOSS_WEIGHTS."
         )
-    if used & {"kl", "mse"} and isinstance(teacher, BertForMaskedLM) and head_is_untrained(teacher):
+    if used & {"kl", "mse"} and head_is_untrained(teacher):
         raise ValueError(
             "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "
             "experiment.ensure_teacher, which trains one, or leave kl and mse out of LOSS_WEIGHTS."

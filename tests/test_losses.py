@@ -153,3 +153,50 @@ def test_bfloat16_is_added_up_in_float32_and_the_teacher_gets_no_gradient(loss):
     value.backward()
     assert teacher.grad is None
     assert student.grad is not None
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1000])
+@pytest.mark.parametrize("name", ["mlm", "kl", "mse"])
+def test_losses_of_logits_agree_with_autograd_in_float64(name, rows_at_once, monkeypatch):
+    student, teacher = (x.bfloat16() for x in tensors((40, 300), (40, 300), dtype=torch.float32))
+    targets = torch.arange(40) * 7
+    monkeypatch.setitem(losses.BYTES_AT_ONCE, "cpu", rows_at_once * 300 * 4)
+
+    def reference(s, t):
+        if name == "mlm":
+            return F.cross_entropy(s, targets)
+        if name == "mse":
+            return F.mse_loss(s, t)
+        return 4 * F.kl_div((s / 2).log_softmax(-1), (t / 2).log_softmax(-1), reduction="batchmean", log_target=True)
+
+    ours = {
+        "mlm": lambda s, t: losses.masked_lm_loss(s, targets),
+        "kl": lambda s, t: losses.kl_div_loss(s, t, 2.0),
+        "mse": losses.mse_loss,
+    }[name]
+    exact = student.double().requires_grad_()
+    expected = 0.37 * reference(exact, teacher.double())
+    expected.backward()
+    # A bfloat16 gradient is rounded where it is made and where it is scaled, each time by 2^-9 at most.
+    for dtype, precision in ((torch.bfloat16, 2**-8), (torch.float32, 1e-6), (torch.float64, 1e-12)):
+        x = student.clone().to(dtype).requires_grad_()
+        loss = 0.37 * ours(x, teacher.to(dtype))
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=min(precision, 1e-5))
+        assert x.grad.dtype == dtype
+        assert ((x.grad - exact.grad).norm() / exact.grad.norm()).item() < precision
+
+
+def test_the_divergence_of_sure_distributions_is_finite():
+    student, teacher = torch.tensor([[200.0, 0.0, -300.0]]), torch.tensor([[-300.0, 0.0, 200.0]])
+    # All of the teacher's mass is on the last token, to which the student gives exp(-500).
+    assert losses.kl_div_loss(student, teacher).item() == pytest.approx(500)
+    assert losses.masked_lm_loss(student, torch.tensor([2])).item() == pytest.approx(500)
+
+
+def test_a_scaled_float16_gradient_keeps_what_float16_alone_could_not_hold():
+    logits = torch.tensor([[18.0, 0.0, 0.0]], dtype=torch.float16, requires_grad=True)
+    scale = 2.0**14
+    (scale * losses.masked_lm_loss(logits, torch.tensor([0]))).backward()
+    probability = math.exp(-18) / (1 + 2 * math.exp(-18))  # 1.5e-8, a quarter of float16's smallest number
+    assert logits.grad[0, 1:].tolist() == pytest.approx([scale * probability] * 2, rel=1e-3)

@@ -227,3 +227,18 @@ def test_saved_student_serves_fill_mask(tiny, tmp_path):
     with torch.no_grad():
         expected = student(input_ids=ids).logits[ids == tokenizer.mask_token_id].topk(3).indices[0]
     assert [guess["token"] for guess in guesses] == expected.tolist()
+
+
+@pytest.mark.parametrize("masked", [0, 1, 64, 65])
+def test_the_head_is_given_rows_in_sixty_fours_and_gives_back_the_masked(tiny, masked, monkeypatch):
+    teacher, _ = tiny
+    given, head = [], models.MaskedPositionLM.head
+    monkeypatch.setattr(
+        models.MaskedPositionLM, "head", lambda self, hidden: given.append(hidden) or head(self, hidden)
+    )
+    ids = torch.randint(5, 20, (3, 30), generator=torch.Generator().manual_seed(0))
+    labels = torch.where(torch.arange(90).view(3, 30) < masked, ids, -100)
+    logits, _ = models.MaskedPositionLM(teacher)(ids, torch.ones_like(ids), labels)
+    assert len(given[0]) == -(-masked // 64) * 64
+    full = teacher(input_ids=ids).logits
+    torch.testing.assert_close(logits, full[labels != -100])

@@ -39,7 +39,6 @@ class Products(TorchDispatchMode):
             self.counts[heads, rows, columns, width, query.dtype] += 2 if backward else 1
         return func(*args, **(kwargs or {}))
 
-
     def flop(self) -> int:
         """Floating-point operations of all products, a multiplication and an addition being two."""
         return sum(count * 2 * batch * m * k * n for (batch, m, k, n, _), count in self.counts.items())

@@ -44,30 +44,34 @@ def softened_kl(student_logits, teacher_logits):
 
 
 def picked(tensor, mask):
-    """The rows of (batch, length, width) where the (batch, length) mask is True, as both peers pick them."""
+    """The rows of (batch, length, width) where the (batch, length) mask is True, as the article's code picks them."""
     return tensor.masked_select(mask.unsqueeze(-1).expand_as(tensor)).view(-1, tensor.shape[-1])
 
 
-def full_logits(kl_positions: Callable, student, teacher, batch) -> dict[str, torch.Tensor]:
-    """The losses from logits at every position, the KL at some of them; the masked-LM loss passes over by the label."""
-    positions, attended = kl_positions(batch), batch["attention_mask"].bool()
+def article(student, teacher, batch) -> dict[str, torch.Tensor]:
+    """KL at every attended position; the masked-LM loss is given all positions and passes over most by their label."""
+    attended = batch["attention_mask"].bool()
     hidden = [picked(output.hidden_states[-1], attended) for output in (student, teacher)]
     return {
-        "kl": softened_kl(picked(student.logits, positions), picked(teacher.logits, positions)),
+        "kl": softened_kl(picked(student.logits, attended), picked(teacher.logits, attended)),
         "mlm": F.cross_entropy(student.logits.flatten(0, 1), batch["labels"].flatten()),
         "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=DEVICE)),
     }
 
 
-def masked(batch):
-    return batch["labels"] != IGNORED
+def masked_after(student, teacher, batch) -> dict[str, torch.Tensor]:
+    """Logits at every position, of which the masked ones are picked out for both losses, by an index."""
+    masked, attended = batch["labels"] != IGNORED, batch["attention_mask"].bool()
+    hidden = [output.hidden_states[-1][attended] for output in (student, teacher)]
+    student_logits = student.logits[masked]
+    return {
+        "kl": softened_kl(student_logits, teacher.logits[masked]),
+        "mlm": F.cross_entropy(student_logits, batch["labels"][masked]),
+        "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=DEVICE)),
+    }
 
 
-def attended(batch):
-    return batch["attention_mask"].bool()
-
-
-def plain(kl_positions: Callable, bf16: bool, teacher, student, loaders: dict[str, DataLoader], blocks: Callable) -> None:
+def plain(losses: Callable, bf16: bool, teacher, student, loaders: dict[str, DataLoader], blocks: Callable) -> None:
     """A training loop as it is usually written."""
     teacher.to(DEVICE).eval().requires_grad_(False)
     student.to(DEVICE).train()
@@ -79,7 +83,7 @@ def plain(kl_positions: Callable, bf16: bool, teacher, student, loaders: dict[st
             with torch.no_grad():
                 teacher_output = teacher(**inputs, output_hidden_states=True)
             student_output = student(**inputs, output_hidden_states=True)
-            parts = full_logits(kl_positions, student_output, teacher_output, batch)
+            parts = losses(student_output, teacher_output, batch)
             loss = sum(WEIGHTS[name] * value for name, value in parts.items())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -168,11 +172,11 @@ def ours(precision: str | None, teacher, student, loaders: dict[str, DataLoader]
 
 
 CONTENDERS = {
-    "article": partial(plain, attended, False),
-    "article_bf16": partial(plain, attended, True),
+    "article": partial(plain, article, False),
+    "article_bf16": partial(plain, article, True),
     "textbrewer": textbrewer,
-    "masked_after": partial(plain, masked, False),
-    "masked_after_bf16": partial(plain, masked, True),
+    "masked_after": partial(plain, masked_after, False),
+    "masked_after_bf16": partial(plain, masked_after, True),
     "ours_fp32": partial(ours, "no"),
     "ours": partial(ours, None),
 }

@@ -10,10 +10,10 @@ import os
 import sys
 
 import torch
-from contenders import CONTENDERS
 from transformers import BertConfig, BertForMaskedLM
 
 from blocks import Blocks, Products, fastest_seconds
+from contenders import CONTENDERS
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
 from helpers.engine import Engine
 from helpers.evaluation import masked_lm_scores
