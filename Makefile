@@ -1,9 +1,10 @@
 PYTHON ?= python3
 NOTEBOOKS ?=
+PARTS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: tutorial test test-slow lab setup notebooks
+.PHONY: tutorial test test-slow lab setup notebooks bench bench-report
 
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
 	@$(BIN)/python notebooks/run.py tutorial $(NOTEBOOKS)
@@ -13,7 +14,7 @@ test: setup  ## lint, then all tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: setup  ## the tests that take minutes
+test-slow: .venv/.bench  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
 lab: setup  ## open JupyterLab on the notebooks
@@ -21,6 +22,12 @@ lab: setup  ## open JupyterLab on the notebooks
 
 notebooks: setup  ## run the committed notebooks anew, in place
 	@$(BIN)/python notebooks/run.py regenerate $(NOTEBOOKS)
+
+bench: .venv/.bench  ## measure speed and memory beside other ways to distil; PARTS="speed reading" for some of it
+	@$(BIN)/python tests/bench/run.py $(PARTS)
+
+bench-report: setup  ## write what make bench measured into the README
+	@$(BIN)/python tests/bench/report.py
 
 setup: .venv/.installed  ## only install
 
@@ -30,4 +37,8 @@ setup: .venv/.installed  ## only install
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet pip==24.0
 	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+.venv/.bench: .venv/.installed
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,bench]"
 	@touch $@

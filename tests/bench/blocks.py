@@ -29,15 +29,19 @@ class Products(TorchDispatchMode):
         if name in ("mm", "addmm", "bmm", "baddbmm"):
             left, right = args[1:3] if "add" in name else args[:2]
             batch = left.shape[0] if left.dim() == 3 else 1
-            self.counts[batch, *left.shape[-2:], right.shape[-1], left.dtype] += 1
+            self._count(1, batch, *left.shape[-2:], right.shape[-1], left.dtype)
         elif "scaled_dot_product" in name:
             backward = "backward" in name
             query, key = args[1:3] if backward else args[:2]
             heads, (rows, width), columns = query.shape[:2].numel(), query.shape[-2:], key.shape[-2]
             # Backward makes two products for each of the two of forward; what it makes anew is not counted.
-            self.counts[heads, rows, width, columns, query.dtype] += 2 if backward else 1
-            self.counts[heads, rows, columns, width, query.dtype] += 2 if backward else 1
+            times = 2 if backward else 1
+            self._count(times, heads, rows, width, columns, query.dtype)
+            self._count(times, heads, rows, columns, width, query.dtype)
         return func(*args, **(kwargs or {}))
+
+    def _count(self, times: int, *shape) -> None:
+        self.counts[shape] += times
 
     def flop(self) -> int:
         """Floating-point operations of all products, a multiplication and an addition being two."""

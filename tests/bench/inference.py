@@ -1,4 +1,4 @@
-"""Milliseconds a text of teacher and student, in turn: ``python tests/bench/inference.py '{"work": ..., "shapes": ...}'``.
+"""Milliseconds a text of teacher and student, in turn: ``python tests/bench/inference.py '{"work": {...}, ...}'``.
 
 One masked position a text, float32, no gradients: what `pipeline("fill-mask")` asks of a model.
 """
