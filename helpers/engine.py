@@ -64,7 +64,8 @@ class Engine(dl.Engine):
         prepared = super().prepare_model(model, *args, **options)
         converting = getattr(model.forward, "__wrapped__", None)
         if isinstance(converting, ConvertOutputsToFp32):
-            model.forward = MethodType(converting.model_forward, model)
+            forward = converting.model_forward
+            model.forward = MethodType(forward, model) if hasattr(model.forward, "__func__") else forward
         return prepared
 
     @property

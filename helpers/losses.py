@@ -1,8 +1,8 @@
 """Each distillation loss as a pure function of tensors. Knows nothing of Catalyst.
 
 All sums are taken in float32 (or the wider type of the inputs), whatever autocast gives. A batch with nothing masked
-gives a loss of zero that can be backpropagated, not NaN. The losses of logits go through them a few rows at a time, so
-that no second (masked, vocabulary) tensor in float32 is made; see `_SumOverRows`.
+gives a loss of zero that can be backpropagated, not NaN. The losses of logits go through them a few rows at a time and
+keep one gradient of their size, not several copies in float32; see `_SumOverRows`.
 
 Each is a sum over tokens divided by `count`, by default the number of tokens given. A step that is made of several
 micro-batches gives the number in all of them, so that the parts add up to the loss of the whole.
@@ -73,6 +73,13 @@ class _SumOverRows(torch.autograd.Function):
         return None, (gradient * scale).to(ctx.logits_dtype), None
 
 
+def _sum_over_rows(of_rows: Callable, logits: Tensor, other: Tensor) -> Tensor:
+    """`_SumOverRows`, without a gradient where none is asked for. ValueError: the numbers of rows differ."""
+    if len(logits) != len(other):
+        raise ValueError(f"{len(logits)} rows of logits and {len(other)} rows to compare them with: give one for each.")
+    return _SumOverRows.apply(of_rows, logits if torch.is_grad_enabled() else logits.detach(), other)
+
+
 def _normalizer(logits: Tensor, probabilities: Tensor) -> Tensor:
     """log(sum(exp(logits))) of each row, by way of its most probable token: (masked, vocabulary) twice to (masked,)."""
     return logits.amax(dim=-1) - probabilities.amax(dim=-1).log()
@@ -88,6 +95,9 @@ def masked_lm_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None =
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: the numbers of rows differ.
     """
 
     def of_rows(logits, targets):
@@ -95,7 +105,7 @@ def masked_lm_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None =
         loss = (_normalizer(logits, probabilities) - logits.gather(1, targets)[:, 0]).sum()
         return loss, probabilities.scatter_add_(1, targets, torch.full_like(logits[:, :1], -1))
 
-    return _mean(_SumOverRows.apply(of_rows, logits, targets), len(targets), count)
+    return _mean(_sum_over_rows(of_rows, logits, targets), len(targets), count)
 
 
 def kl_div_loss(
@@ -115,6 +125,9 @@ def kl_div_loss(
 
     Returns:
         A scalar in nats a masked token, times T squared.
+
+    Raises:
+        ValueError: the numbers of rows differ.
     """
 
     def of_rows(student, teacher):
@@ -124,7 +137,7 @@ def kl_div_loss(
         divergence = torch.linalg.vecdot(p, teacher.sub_(student)) + normalizers
         return temperature**2 * divergence.sum(), q.sub_(p).mul_(temperature)
 
-    return _mean(_SumOverRows.apply(of_rows, student_logits, teacher_logits), len(student_logits), count)
+    return _mean(_sum_over_rows(of_rows, student_logits, teacher_logits), len(student_logits), count)
 
 
 def cosine_loss(
@@ -162,13 +175,16 @@ def mse_loss(student_logits: Tensor, teacher_logits: Tensor, count: int | Tensor
 
     Returns:
         A scalar: the mean over the vocabulary, then over masked tokens.
+
+    Raises:
+        ValueError: the numbers of rows differ.
     """
 
     def of_rows(student, teacher):
         difference, vocabulary = student.sub_(teacher), student.shape[-1]
         return difference.square().sum() / vocabulary, difference.mul_(2 / vocabulary)
 
-    return _mean(_SumOverRows.apply(of_rows, student_logits, teacher_logits), len(student_logits), count)
+    return _mean(_sum_over_rows(of_rows, student_logits, teacher_logits), len(student_logits), count)
 
 
 def perplexity(logits: Tensor, targets: Tensor) -> Tensor:

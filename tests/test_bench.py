@@ -129,15 +129,11 @@ def test_the_benchmark_records_what_the_report_needs(trained, tmp_path, monkeypa
     work = {"name": "tiny", "batch": 4, "length": 24, "layers": 2, "corpus": str(ROOT / "tests/data/sentences.csv")}
     plan = yaml.safe_load((ROOT / "tests/bench/full.yaml").read_text(encoding="utf-8"))
     plan["teacher"] = {"folder": str(trained)}
-    plan["speed"] |= {
-        "rounds": 1,
-        "block_seconds": 0,
-        "works": [work],
-        "contenders": ["article", "masked_after", "ours"],
-    }
+    names = ["article", "masked_after", "ours"]
+    plan["speed"] |= {"rounds": 1, "block_seconds": 0, "works": [work], "contenders": names}
     plan["quality"] |= {"minutes": 0.002, "contenders": ["article", "ours"], "work": work}
-    base = {key: work[key] for key in ("batch", "length", "layers", "corpus")}
-    axes = {"length": [16, 24], "batch": [2], "vocabulary": [500], "masked": [1.0]}
+    base = {key: work[key] for key in ("batch", "length", "layers", "corpus")} | {"vocabulary": 500, "masked": 0.15}
+    axes = {"length": [16], "batch": [4], "vocabulary": [600], "masked": [1.0]}
     plan["growth"] |= {"rounds": 1, "block_seconds": 0, "base": base, "axes": axes}
     plan["reading"]["rows"] = [50, 100]
     plan["inference"] = {"batches": [2], "lengths": [8], "works": [{"name": "tiny", "layers": 2}]}

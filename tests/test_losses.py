@@ -200,3 +200,13 @@ def test_a_scaled_float16_gradient_keeps_what_float16_alone_could_not_hold():
     (scale * losses.masked_lm_loss(logits, torch.tensor([0]))).backward()
     probability = math.exp(-18) / (1 + 2 * math.exp(-18))  # 1.5e-8, a quarter of float16's smallest number
     assert logits.grad[0, 1:].tolist() == pytest.approx([scale * probability] * 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_losses_of_logits_refuse_another_number_of_rows(rows):
+    logits, other = torch.zeros(rows, 5), torch.zeros(4, 5)
+    for loss in (losses.kl_div_loss, losses.mse_loss):
+        with pytest.raises(ValueError, match=f"{rows} rows of logits and 4 rows"):
+            loss(logits, other)
+    with pytest.raises(ValueError, match=f"{rows} rows of logits and 4 rows"):
+        losses.masked_lm_loss(logits, torch.zeros(4, dtype=torch.int64))

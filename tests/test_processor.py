@@ -32,6 +32,35 @@ def test_dropout_draws_each_number_by_itself(probability):
         assert abs(neighbours[0, 1].item()) < 0.008
 
 
+def test_dropout_in_bfloat16_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.rand(2000, 2000).bfloat16()
+    # The scale rounded to bfloat16 would be 0.16 % too small.
+    assert processor.dropout(x, 0.1).double().mean().item() == pytest.approx(x.double().mean().item(), rel=6e-4)
+
+
+def test_attention_drops_probabilities_in_training_alone():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 40, 2, 50, 8)
+    value = torch.eye(50).expand(40, 2, 50, 50)  # so that the output is the probabilities
+    layer = nn.Module()
+    layer.is_causal = False  # as BERT's and DistilBERT's say of themselves
+    kept, _ = processor.attention(layer.eval(), query, key, value, None, dropout=0.0)
+    dropped, _ = processor.attention(layer.train(), query, key, value, None, dropout=0.3)
+    zero = dropped == 0
+    assert not (kept == 0).any()
+    assert zero.float().mean().item() == pytest.approx(0.3, abs=0.005)
+    torch.testing.assert_close(dropped[~zero], kept[~zero] / 0.7, rtol=1e-4, atol=1e-7)
+
+
+def test_an_attention_that_was_chosen_stays(tiny):
+    student = extract_student(tiny[0], [0])
+    student.set_attn_implementation("eager")
+    with processor.fast_training(student):
+        assert student.config._attn_implementation == "eager"
+    assert student.config._attn_implementation == "eager"
+
+
 def test_dropout_comes_from_the_seed():
     x = torch.ones(5, 7)
     torch.manual_seed(3)

@@ -51,6 +51,8 @@ def speed_table(rows: list[dict], names: dict[str, str]) -> str:
     of = {(row["work"], row["contender"]): row for row in rows}
 
     def cell(work: str, name: str) -> str:
+        if (work, name) not in of:
+            return "not measured"
         row, ours = of[work, name], of[work, "ours"]
         ratio = ours["tokens_per_second"] / row["tokens_per_second"]
         times = "" if name == "ours" else f" ({ratio:.1f} times)"

@@ -70,7 +70,7 @@ def race(work: dict, names: list[str], rounds: int, block_seconds: float) -> lis
     contenders = []
     for name in names:
         contender = Contender(name, work)
-        contender.block(2)
+        contender.block(1)
         step = contender.block(1)["seconds"]
         contender.steps = max(1, round(block_seconds / step))
         contenders.append(contender)
@@ -105,18 +105,25 @@ def race(work: dict, names: list[str], rounds: int, block_seconds: float) -> lis
 
 def speed(plan: dict, record: dict, teacher: str) -> list[dict]:
     """The two tables: every contender on every work."""
-    own = plan["speed"]
-    works = [{"teacher": teacher, **work} for work in own["works"]]
-    return [row for work in works for row in race(work, own["contenders"], own["rounds"], own["block_seconds"])]
+    own, rows = plan["speed"], []
+    for work in own["works"]:
+        names = work.get("contenders", own["contenders"])
+        rows += race({"teacher": teacher, **work}, names, own["rounds"], own["block_seconds"])
+    return rows
 
 
 def growth(plan: dict, record: dict, teacher: str) -> list[dict]:
     """How the cost grows along each axis, the others at their base."""
     own, rows = plan["growth"], []
+
+    def measure(name: str, **change) -> list[dict]:
+        work = {"teacher": teacher, "name": name, **own["base"], **change}
+        return race(work, own["contenders"], own["rounds"], own["block_seconds"])
+
+    base = measure("base")
     for axis, values in own["axes"].items():
         for value in values:
-            work = {"teacher": teacher, "name": f"{axis} {value}", **own["base"], axis: value}
-            new = race(work, own["contenders"], own["rounds"], own["block_seconds"])
+            new = base if own["base"][axis] == value else measure(f"{axis} {value}", **{axis: value})
             rows += [{**row, "axis": axis, "value": value} for row in new]
     return rows
 

@@ -26,7 +26,7 @@ def built(work: dict):
     teacher, tokenizer = load_teacher(work["teacher"])
     if work.get("base"):
         teacher = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer))).eval()
-    if "vocabulary" in work:
+    if work.get("vocabulary", teacher.config.vocab_size) != teacher.config.vocab_size:
         with quiet_transformers():
             teacher.resize_token_embeddings(work["vocabulary"], mean_resizing=False)
     layers = spread_layers(teacher.config.num_hidden_layers, work["layers"])
