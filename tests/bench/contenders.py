@@ -55,7 +55,7 @@ def article(student, teacher, batch) -> dict[str, torch.Tensor]:
     return {
         "kl": softened_kl(picked(student.logits, attended), picked(teacher.logits, attended)),
         "mlm": F.cross_entropy(student.logits.flatten(0, 1), batch["labels"].flatten()),
-        "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=DEVICE)),
+        "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=hidden[0].device)),
     }
 
 
@@ -67,7 +67,7 @@ def masked_after(student, teacher, batch) -> dict[str, torch.Tensor]:
     return {
         "kl": softened_kl(student_logits, teacher.logits[masked]),
         "mlm": F.cross_entropy(student_logits, batch["labels"][masked]),
-        "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=DEVICE)),
+        "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=hidden[0].device)),
     }
 
 

@@ -1,6 +1,6 @@
 """Milliseconds a text of teacher and student, in turn: ``python tests/bench/inference.py '{"work": {...}, ...}'``.
 
-One masked position a text, float32, no gradients: what `pipeline("fill-mask")` asks of a model.
+Float32, no gradients, logits at every position: what `pipeline("fill-mask")` asks of a model.
 """
 
 from __future__ import annotations
@@ -15,27 +15,23 @@ import torch
 
 from blocks import synchronize
 from contenders import DEVICE
-from helpers.batches import IGNORED
-from helpers.models import MaskedPositionLM
 from worker import built
 
 
 def main(job: dict) -> list[dict]:
     teacher, student, tokenizer = built(job["work"])
     models = {"teacher_ms": teacher, "student_ms": student}
-    models = {name: MaskedPositionLM(model).to(DEVICE).eval() for name, model in models.items()}
+    models = {name: model.to(DEVICE).eval() for name, model in models.items()}
     rows = []
     for batch, length in job["shapes"]:
         ids = torch.randint(len(tokenizer), (batch, length), device=DEVICE)
-        labels = torch.full_like(ids, IGNORED)
-        labels[:, length // 2] = 1
         seconds = {name: [] for name in models}
         for _ in range(25):
             for name, model in models.items():
                 synchronize()
                 start = time.perf_counter()
                 with torch.inference_mode():
-                    model(ids, torch.ones_like(ids), labels)
+                    model(input_ids=ids, attention_mask=torch.ones_like(ids))
                 synchronize()
                 seconds[name].append(time.perf_counter() - start)
         times = {name: 1000 * median(values[5:]) / batch for name, values in seconds.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 from matplotlib import pyplot as plt
@@ -118,19 +119,25 @@ def inference_table(rows: list[dict]) -> str:
     )
 
 
+def measured_on(machine: dict) -> str:
+    cores = f", {machine['cores']} cores" if "cores" in machine else ""
+    return f"Measured on: {machine['device']}{cores}, torch {machine['torch']}."
+
+
 def section(record: dict) -> str:
     """What stands in the README between the two marks."""
-    device = record["machine"]
-    cores = f", {device['cores']} cores" if "cores" in device else ""
+    machines = [record["machines"][part] for part in ("rows", "quality", "growth", "reading", "inference")]
+    if any(machine != machines[0] for machine in machines):
+        sys.exit(f"The parts of the record were measured on different machines: {machines}. Measure all on one.")
     parts = [
-        f"Measured on: {device['device']}{cores}, torch {device['torch']}.",
+        measured_on(machines[0]),
         "The same objective: masked LM, KL at the masked positions, cosine. Tokens a second, not counting padding; in "
         "brackets, how many times as many this repository makes; peak memory above models and optimizer.",
         speed_table(record["rows"], SAME),
         "The article's objective, whose KL is taken at every attended position:",
         speed_table(record["rows"], ARTICLE),
         shares_table(record["rows"]),
-        f"What each student is worth after equal minutes ({record['rows'][0]['work']}, one seed):",
+        f"What each student is worth after equal minutes ({record['quality'][0]['work']}, one seed):",
         quality_table(record["quality"]),
         reading_table(record["reading"]),
         inference_table(record["inference"]),
@@ -164,9 +171,15 @@ def draw(rows: list[dict]) -> plt.Figure:
 
 def main() -> None:
     record = json.loads(BENCH.read_text(encoding="utf-8"))
+    if missing := {"rows", "quality", "growth", "reading", "inference"} - set(record):
+        sys.exit(f"The record in {BENCH} lacks {', '.join(sorted(missing))}: make bench measures all.")
+    figure, text = draw(record["growth"]), section(record)
+    readme, found = BETWEEN.subn(lambda _: text, README.read_text(encoding="utf-8"))
+    if found != 1:
+        sys.exit(f"{README} has no place for the tables: <!-- bench --> and <!-- /bench --> on lines of their own.")
     write_json(RECORD, record)
-    README.write_text(BETWEEN.sub(lambda _: section(record), README.read_text(encoding="utf-8")), encoding="utf-8")
-    draw(record["growth"]).savefig(PICTURE, dpi=110, facecolor="white")
+    README.write_text(readme, encoding="utf-8")
+    figure.savefig(PICTURE, dpi=110, facecolor="white")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -30,9 +31,11 @@ BENCH = ROOT / "artifacts" / "bench"
 class Contender:
     """A worker process: see worker.py."""
 
+    logs = BENCH / "logs"
+
     def __init__(self, name: str, work: dict, **job):
         self.name = name
-        self.log = BENCH / "logs" / f"{work['name']} {name}.log"
+        self.log = self.logs / f"{work['name']} {name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -45,6 +48,11 @@ class Contender:
             )
         self.answer()  # once it is built
 
+    def tell(self, steps: int) -> None:
+        # Of one that has died, `answer` says so.
+        with suppress(BrokenPipeError):
+            print(steps, file=self.process.stdin, flush=True)
+
     def answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
@@ -54,12 +62,12 @@ class Contender:
 
     def block(self, steps: int) -> dict:
         """Have it make so many steps; return what they took, as `blocks.Blocks` tells it."""
-        print(steps, file=self.process.stdin, flush=True)
+        self.tell(steps)
         return self.answer()
 
     def finish(self) -> dict:
         """Have it end; return what it says of the whole run."""
-        print(0, file=self.process.stdin, flush=True)
+        self.tell(0)
         result = self.answer()
         self.process.wait()
         return result
@@ -141,7 +149,7 @@ def quality(plan: dict, record: dict, teacher: str) -> list[dict]:
         contender = Contender(name, work, steps=steps)
         seconds = contender.block(steps)["seconds"]
         result = contender.finish()
-        rows.append({"contender": name, "steps": steps, "seconds": seconds, **result})
+        rows.append({"work": work["name"], "contender": name, "steps": steps, "seconds": seconds, **result})
         print(
             f"  {name:18} {steps:5} steps in {seconds:4.0f} s: masked-token accuracy {result['masked_accuracy']:.1%},"
             f" KL to the teacher {result['kl_to_teacher']:.3f}",
@@ -206,17 +214,22 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=HERE / "full.yaml")
     parser.add_argument("--record", type=Path, default=BENCH / "metrics.json")
     arguments = parser.parse_args()
+    if sys.platform != "linux":
+        parser.error("peak memory is read from Linux's /proc: run this on Linux.")
     if unknown := sorted(set(arguments.parts) - set(PARTS)):
         parser.error(f"no part called {', '.join(unknown)}: there are {', '.join(PARTS)}.")
     plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
     record = json.loads(arguments.record.read_text(encoding="utf-8")) if arguments.record.exists() else {}
     folder = str(ensure_teacher(plan["teacher"]).folder) if "TEACHER" in plan["teacher"] else plan["teacher"]["folder"]
     arguments.record.parent.mkdir(parents=True, exist_ok=True)
+    Contender.logs = arguments.record.parent / "logs"
     for name, part in PARTS.items():
         if not arguments.parts or name in arguments.parts:
             print(f"{name}: {part.__doc__}", flush=True)
-            record[KEYS.get(name, name)] = part(plan, record, folder)
-            write_json(arguments.record, {**record, "machine": machine()})
+            key = KEYS.get(name, name)
+            record[key] = part(plan, record, folder)
+            record["machines"] = {**record.get("machines", {}), key: machine()}
+            write_json(arguments.record, record)
 
 
 if __name__ == "__main__":

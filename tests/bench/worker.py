@@ -12,7 +12,7 @@ import sys
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from blocks import Blocks, Products, fastest_seconds
+from blocks import Blocks, Products, product_seconds
 from contenders import CONTENDERS
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
 from helpers.engine import Engine
@@ -34,8 +34,8 @@ def built(work: dict):
 
 
 def matrix_seconds(products: Products) -> float:
-    """Seconds that the products of a step take one after another, each at the best rate that it reaches by itself."""
-    return sum(count * fastest_seconds(*shape) for shape, count in products.counts.items())
+    """Seconds that the products of a step take one after another, each as fast as it is by itself."""
+    return sum(count * product_seconds(*shape) for shape, count in products.counts.items())
 
 
 def main(job: dict) -> None:
