@@ -125,23 +125,29 @@ def measured_on(machine: dict) -> str:
 
 
 def section(record: dict) -> str:
-    """What stands in the README between the two marks."""
-    machines = [record["machines"][part] for part in ("rows", "quality", "growth", "reading", "inference")]
+    """What stands in the README between the two marks: the parts that the record has, all measured on one machine."""
+    machines = list(record["machines"].values())
     if any(machine != machines[0] for machine in machines):
         sys.exit(f"The parts of the record were measured on different machines: {machines}. Measure all on one.")
-    parts = [
-        measured_on(machines[0]),
-        "The same objective: masked LM, KL at the masked positions, cosine. Tokens a second, not counting padding; in "
-        "brackets, how many times as many this repository makes; peak memory above models and optimizer.",
-        speed_table(record["rows"], SAME),
-        "The article's objective, whose KL is taken at every attended position:",
-        speed_table(record["rows"], ARTICLE),
-        shares_table(record["rows"]),
-        f"What each student is worth after equal minutes ({record['quality'][0]['work']}, one seed):",
-        quality_table(record["quality"]),
-        reading_table(record["reading"]),
-        inference_table(record["inference"]),
-    ]
+    parts = [measured_on(machines[0])]
+    if rows := record.get("rows"):
+        parts += [
+            "The same objective: masked LM, KL at the masked positions, cosine. Tokens a second, not counting padding; "
+            "in brackets, how many times as many this repository makes; peak memory above models and optimizer.",
+            speed_table(rows, SAME),
+            "The article's objective, whose KL is taken at every attended position:",
+            speed_table(rows, ARTICLE),
+            shares_table(rows),
+        ]
+    if rows := record.get("quality"):
+        parts += [f"What each student is worth after equal minutes ({rows[0]['work']}, one seed):", quality_table(rows)]
+    if record.get("growth"):
+        alternative = "Seconds a step and peak memory against length, batch, vocabulary and masked share"
+        parts += [f"![{alternative}, beside a way that computes all logits](notebooks/images/{PICTURE.name})"]
+    if rows := record.get("reading"):
+        parts += [reading_table(rows)]
+    if rows := record.get("inference"):
+        parts += [inference_table(rows)]
     return "\n" + "\n\n".join(parts) + "\n\n"
 
 
@@ -170,16 +176,18 @@ def draw(rows: list[dict]) -> plt.Figure:
 
 
 def main() -> None:
+    if not BENCH.exists():
+        sys.exit(f"There is no {BENCH.relative_to(ROOT)}: make bench writes it.")
     record = json.loads(BENCH.read_text(encoding="utf-8"))
-    if missing := {"rows", "quality", "growth", "reading", "inference"} - set(record):
-        sys.exit(f"The record in {BENCH} lacks {', '.join(sorted(missing))}: make bench measures all.")
-    figure, text = draw(record["growth"]), section(record)
+    text = section(record)
+    figure = draw(record["growth"]) if record.get("growth") else None
     readme, found = BETWEEN.subn(lambda _: text, README.read_text(encoding="utf-8"))
     if found != 1:
-        sys.exit(f"{README} has no place for the tables: <!-- bench --> and <!-- /bench --> on lines of their own.")
+        sys.exit("README.md has no place for the tables: <!-- bench --> and <!-- /bench --> on lines of their own.")
     write_json(RECORD, record)
     README.write_text(readme, encoding="utf-8")
-    figure.savefig(PICTURE, dpi=110, facecolor="white")
+    if figure is not None:
+        figure.savefig(PICTURE, dpi=110, facecolor="white")
 
 
 if __name__ == "__main__":
