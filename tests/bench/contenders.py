@@ -29,8 +29,10 @@ LEARNING_RATE = 5e-4
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def plain_optimization(student: PreTrainedModel, steps: int):
-    """AdamW as torch gives it by default, and the schedule that `ours` has."""
+def plain_setup(teacher: PreTrainedModel, student: PreTrainedModel, steps: int):
+    """Both models where they compute; AdamW as torch gives it by default, and the schedule that `ours` has."""
+    teacher.to(DEVICE).eval().requires_grad_(False)
+    student.to(DEVICE).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     return optimizer, get_linear_schedule_with_warmup(optimizer, round(0.06 * steps), steps)
 
@@ -41,6 +43,11 @@ def softened_kl(student_logits, teacher_logits):
         F.softmax(teacher_logits / TEMPERATURE, dim=-1),
         reduction="batchmean",
     )
+
+
+def cosine(student_hidden, teacher_hidden):
+    same_direction = torch.ones(len(student_hidden), device=student_hidden.device)
+    return F.cosine_embedding_loss(student_hidden, teacher_hidden, same_direction)
 
 
 def picked(tensor, mask):
@@ -55,7 +62,7 @@ def article(student, teacher, batch) -> dict[str, torch.Tensor]:
     return {
         "kl": softened_kl(picked(student.logits, attended), picked(teacher.logits, attended)),
         "mlm": F.cross_entropy(student.logits.flatten(0, 1), batch["labels"].flatten()),
-        "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=hidden[0].device)),
+        "cosine": cosine(*hidden),
     }
 
 
@@ -67,15 +74,13 @@ def masked_after(student, teacher, batch) -> dict[str, torch.Tensor]:
     return {
         "kl": softened_kl(student_logits, teacher.logits[masked]),
         "mlm": F.cross_entropy(student_logits, batch["labels"][masked]),
-        "cosine": F.cosine_embedding_loss(*hidden, torch.ones(len(hidden[0]), device=hidden[0].device)),
+        "cosine": cosine(*hidden),
     }
 
 
 def plain(losses: Callable, bf16: bool, teacher, student, loaders: dict[str, DataLoader], blocks: Callable) -> None:
     """A training loop as it is usually written."""
-    teacher.to(DEVICE).eval().requires_grad_(False)
-    student.to(DEVICE).train()
-    optimizer, scheduler = plain_optimization(student, len(loaders["train"]))
+    optimizer, scheduler = plain_setup(teacher, student, len(loaders["train"]))
     for batch in blocks(loaders["train"]):
         batch = {key: value.to(DEVICE) for key, value in batch.items()}
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -96,9 +101,7 @@ def textbrewer(teacher, student, loaders: dict[str, DataLoader], blocks: Callabl
     """TextBrewer's GeneralDistiller, its KL kept to the masked positions by a logits mask."""
     from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 
-    teacher.to(DEVICE).eval().requires_grad_(False)
-    student.to(DEVICE).train()
-    optimizer, scheduler = plain_optimization(student, len(loaders["train"]))
+    optimizer, scheduler = plain_setup(teacher, student, len(loaders["train"]))
 
     def adapt(batch, output):
         adapted = {

@@ -6,14 +6,13 @@ Float32, no gradients, logits at every position: what `pipeline("fill-mask")` as
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from statistics import median
 
 import torch
 
-from blocks import synchronize
+from blocks import answers_alone, synchronize
 from contenders import DEVICE
 from worker import built
 
@@ -40,6 +39,5 @@ def main(job: dict) -> list[dict]:
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = answers_alone()
     print(json.dumps(main(json.loads(sys.argv[1]))), file=answers)

@@ -19,7 +19,7 @@ os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")  # before datasets is im
 import numpy as np  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from blocks import memory_kb  # noqa: E402
+from blocks import answers_alone, memory_kb  # noqa: E402
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts  # noqa: E402
 
 
@@ -47,13 +47,12 @@ class Watch(threading.Thread):
             time.sleep(0.02)
 
 
-def main(rows: int, teacher: str) -> None:
+def main(rows: int, teacher: str) -> dict:
     file = folder / f"{rows}.csv"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(file, rows)
-        print(json.dumps({"written": rows}))
-        return
+        return {"written": rows}
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     watch = Watch()
     watch.start()
@@ -62,14 +61,14 @@ def main(rows: int, teacher: str) -> None:
     built = time.perf_counter() - start
     for _, _batch in zip(range(200), loaders["train"], strict=False):
         pass
-    result = {
+    return {
         "rows": rows,
         "blocks": len(loaders["train"].dataset),
         "seconds": built,
         "peak_anonymous_mb": watch.peak_mb,
     }
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[3])
+    answers = answers_alone()
+    print(json.dumps(main(int(sys.argv[1]), sys.argv[3])), file=answers)

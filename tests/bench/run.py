@@ -111,18 +111,18 @@ def race(work: dict, names: list[str], rounds: int, block_seconds: float) -> lis
     return rows
 
 
-def speed(plan: dict, record: dict, teacher: str) -> list[dict]:
+def speed(own: dict, record: dict, teacher: str) -> list[dict]:
     """The two tables: every contender on every work."""
-    own, rows = plan["speed"], []
+    rows = []
     for work in own["works"]:
         names = work.get("contenders", own["contenders"])
         rows += race({"teacher": teacher, **work}, names, own["rounds"], own["block_seconds"])
     return rows
 
 
-def growth(plan: dict, record: dict, teacher: str) -> list[dict]:
+def growth(own: dict, record: dict, teacher: str) -> list[dict]:
     """How the cost grows along each axis, the others at their base."""
-    own, rows = plan["growth"], []
+    rows = []
 
     def measure(name: str, **change) -> list[dict]:
         work = {"teacher": teacher, "name": name, **own["base"], **change}
@@ -136,9 +136,8 @@ def growth(plan: dict, record: dict, teacher: str) -> list[dict]:
     return rows
 
 
-def quality(plan: dict, record: dict, teacher: str) -> list[dict]:
+def quality(own: dict, record: dict, teacher: str) -> list[dict]:
     """What each contender reaches in equal minutes: as many steps as it makes in them, by the speed measured before."""
-    own = plan["quality"]
     work = {"teacher": teacher, **own["work"]}
     if "rows" not in record:
         sys.exit("The part quality counts steps by the part speed: run that first.")
@@ -158,16 +157,19 @@ def quality(plan: dict, record: dict, teacher: str) -> list[dict]:
     return rows
 
 
-def reading(plan: dict, record: dict, teacher: str) -> list[dict]:
+def answer_of(script: str, *arguments: str):
+    """What a script beside this one prints, from JSON."""
+    command = [sys.executable, str(HERE / script), *arguments]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
+
+
+def reading(own: dict, record: dict, teacher: str) -> list[dict]:
     """Rows a second from CSV to blocks, the first time and from the cache, and the most memory that takes."""
     rows = []
-    for count in plan["reading"]["rows"]:
+    for count in own["rows"]:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(HERE / "reading.py"), str(count), folder, teacher]
-            runs = [
-                json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
-                for _ in ("writes the CSV", "reads it", "finds it read")
-            ]
+            steps = ("writes the CSV", "reads it", "finds it read")
+            runs = [answer_of("reading.py", str(count), folder, teacher) for _ in steps]
         for times, run in zip(("first", "cached"), runs[1:], strict=True):
             rows.append({"times": times, **run, "rows_per_second": run["rows"] / run["seconds"]})
             print(
@@ -178,13 +180,12 @@ def reading(plan: dict, record: dict, teacher: str) -> list[dict]:
     return rows
 
 
-def inference(plan: dict, record: dict, teacher: str) -> list[dict]:
+def inference(own: dict, record: dict, teacher: str) -> list[dict]:
     """Milliseconds a text of teacher and student."""
-    own, rows = plan["inference"], []
+    rows = []
     for work in own["works"]:
         job = {"work": {"teacher": teacher, **work}, "shapes": list(product(own["batches"], own["lengths"]))}
-        command = [sys.executable, str(HERE / "inference.py"), json.dumps(job)]
-        rows += json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
+        rows += answer_of("inference.py", json.dumps(job))
     for row in rows:
         print(
             "  {work:24} {batch:3} x {length:3}: teacher {teacher_ms:7.2f} ms, student {student_ms:7.2f} ms".format(
@@ -227,7 +228,7 @@ def main() -> None:
         if not arguments.parts or name in arguments.parts:
             print(f"{name}: {part.__doc__}", flush=True)
             key = KEYS.get(name, name)
-            record[key] = part(plan, record, folder)
+            record[key] = part(plan[name], record, folder)
             record["machines"] = {**record.get("machines", {}), key: machine()}
             write_json(arguments.record, record)
 

@@ -6,13 +6,12 @@ It reads the number of steps of each block from its standard input, 0 for no mor
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from blocks import Blocks, Products, product_seconds
+from blocks import Blocks, Products, answers_alone, product_seconds
 from contenders import CONTENDERS
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
 from helpers.engine import Engine
@@ -39,9 +38,7 @@ def matrix_seconds(products: Products) -> float:
 
 
 def main(job: dict) -> None:
-    # Everything that libraries print goes to the log; the answers have standard output to themselves.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = answers_alone()
 
     def answer(value: dict) -> None:
         print(json.dumps(value), file=answers, flush=True)
