@@ -139,11 +139,11 @@ def test_the_benchmark_records_what_the_report_needs(trained, tmp_path, monkeypa
     plan = yaml.safe_load((ROOT / "tests/bench/full.yaml").read_text(encoding="utf-8"))
     plan["teacher"] = {"folder": str(trained)}
     names = ["article", "masked_after", "ours"]
-    plan["speed"] |= {"rounds": 1, "block_seconds": 0, "works": [work], "contenders": names}
+    plan["speed"] |= {"rounds": 1, "block_seconds": 0, "product_seconds": 0, "works": [work], "contenders": names}
     plan["quality"] |= {"minutes": 0.002, "contenders": ["article", "ours"], "work": work}
     base = {key: work[key] for key in ("batch", "length", "layers", "corpus")} | {"vocabulary": 500, "masked": 0.15}
     axes = {"length": [24], "batch": [4], "vocabulary": [500], "masked": [0.15, 1.0]}
-    plan["growth"] |= {"rounds": 1, "block_seconds": 0, "base": base, "axes": axes}
+    plan["growth"] |= {"rounds": 1, "block_seconds": 0, "product_seconds": 0, "base": base, "axes": axes}
     plan["reading"]["rows"] = [50]
     plan["inference"] = {"batches": [2], "lengths": [8], "works": [{"name": "tiny", "layers": 2}]}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
@@ -173,7 +173,11 @@ def test_the_benchmark_records_what_the_report_needs(trained, tmp_path, monkeypa
     monkeypatch.setattr(report, "SAME", {name: report.SAME[name] for name in ("masked_after", "ours")})
     monkeypatch.setattr(report, "ARTICLE", {name: report.ARTICLE[name] for name in ("article", "ours")})
     ratio = record["rows"][2]["tokens_per_second"] / record["rows"][1]["tokens_per_second"]
-    assert f"({ratio:.1f} times)" in report.section(record)
+    text = report.section(record)
+    assert f"({ratio:.1f} times)" in text
+    assert text.count("Measured on: ") == 1
+    record["machines"]["inference"]["precision"] = "another"
+    assert "another.\n\n| milliseconds" in report.section(record), "what was measured elsewhere has its own line"
     assert len(report.draw(record["growth"]).axes) == 8
 
 

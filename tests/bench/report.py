@@ -76,12 +76,11 @@ def shares_table(rows: list[dict]) -> str:
 def quality_table(rows: list[dict]) -> str:
     names = {**ARTICLE, **SAME}
     return table(
-        ["", "steps", "seconds", "masked-token accuracy", "perplexity", "KL to the teacher"],
+        ["", "steps", "masked-token accuracy", "perplexity", "KL to the teacher"],
         [
             [
                 names[row["contender"]],
                 f"{row['steps']:,}",
-                f"{row['seconds']:.0f}",
                 f"{row['masked_accuracy']:.1%}",
                 f"{row['perplexity']:.1f}",
                 f"{row['kl_to_teacher']:.3f}",
@@ -121,34 +120,41 @@ def inference_table(rows: list[dict]) -> str:
 
 def measured_on(machine: dict) -> str:
     cores = f", {machine['cores']} cores" if "cores" in machine else ""
-    return f"Measured on: {machine['device']}{cores}, torch {machine['torch']}."
+    return f"Measured on: {machine['device']}{cores}, torch {machine['torch']}, {machine['precision']}."
 
 
 def section(record: dict) -> str:
-    """What stands in the README between the two marks: the parts that the record has, all measured on one machine."""
-    machines = list(record["machines"].values())
-    if any(machine != machines[0] for machine in machines):
-        sys.exit(f"The parts of the record were measured on different machines: {machines}. Measure all on one.")
-    parts = [measured_on(machines[0])]
-    if rows := record.get("rows"):
-        parts += [
+    """What stands in the README between the two marks: the parts that the record has, and what each was measured on."""
+    alternative = "Seconds a step and peak memory against length, batch, vocabulary and masked share"
+    parts = {
+        "rows": lambda rows: [
             "The same objective: masked LM, KL at the masked positions, cosine. Tokens a second, not counting padding; "
             "in brackets, how many times as many this repository makes; peak memory above models and optimizer.",
             speed_table(rows, SAME),
             "The article's objective, whose KL is taken at every attended position:",
             speed_table(rows, ARTICLE),
             shares_table(rows),
-        ]
-    if rows := record.get("quality"):
-        parts += [f"What each student is worth after equal minutes ({rows[0]['work']}, one seed):", quality_table(rows)]
-    if record.get("growth"):
-        alternative = "Seconds a step and peak memory against length, batch, vocabulary and masked share"
-        parts += [f"![{alternative}, beside a way that computes all logits](notebooks/images/{PICTURE.name})"]
-    if rows := record.get("reading"):
-        parts += [reading_table(rows)]
-    if rows := record.get("inference"):
-        parts += [inference_table(rows)]
-    return "\n" + "\n\n".join(parts) + "\n\n"
+        ],
+        "quality": lambda rows: [
+            "What each student is worth after equal minutes, as many steps as each makes in them at the speeds above "
+            f"({rows[0]['work']}, one seed):",
+            quality_table(rows),
+        ],
+        "growth": lambda rows: [
+            f"![{alternative}, beside a way that computes all logits](notebooks/images/{PICTURE.name})"
+        ],
+        "reading": lambda rows: [reading_table(rows)],
+        "inference": lambda rows: [inference_table(rows)],
+    }
+    lines, before = [], None
+    for key, text in parts.items():
+        if not (rows := record.get(key)):
+            continue
+        if record["machines"][key] != before:
+            before = record["machines"][key]
+            lines += [measured_on(before)]
+        lines += text(rows)
+    return "\n" + "\n\n".join(lines) + "\n\n"
 
 
 def draw(rows: list[dict]) -> plt.Figure:

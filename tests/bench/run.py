@@ -21,6 +21,7 @@ from statistics import median
 import torch
 import yaml
 
+from helpers.engine import PRECISION_NAMES, fastest_precision
 from helpers.experiment import ensure_teacher
 from helpers.records import ROOT, write_json
 
@@ -73,11 +74,11 @@ class Contender:
         return result
 
 
-def race(work: dict, names: list[str], rounds: int, block_seconds: float) -> list[dict]:
+def race(work: dict, names: list[str], rounds: int, block_seconds: float, product_seconds: float) -> list[dict]:
     """A row for each contender: all are started and warmed up, then each makes a block of steps in turn."""
     contenders = []
     for name in names:
-        contender = Contender(name, work)
+        contender = Contender(name, work, product_seconds=product_seconds)
         contender.block(1)
         step = contender.block(1)["seconds"]
         contender.steps = max(1, round(block_seconds / step))
@@ -111,12 +112,15 @@ def race(work: dict, names: list[str], rounds: int, block_seconds: float) -> lis
     return rows
 
 
+LIMITS = ("rounds", "block_seconds", "product_seconds")
+
+
 def speed(own: dict, record: dict, teacher: str) -> list[dict]:
     """The two tables: every contender on every work."""
     rows = []
     for work in own["works"]:
         names = work.get("contenders", own["contenders"])
-        rows += race({"teacher": teacher, **work}, names, own["rounds"], own["block_seconds"])
+        rows += race({"teacher": teacher, **work}, names, *(own[key] for key in LIMITS))
     return rows
 
 
@@ -126,7 +130,7 @@ def growth(own: dict, record: dict, teacher: str) -> list[dict]:
 
     def measure(name: str, **change) -> list[dict]:
         work = {"teacher": teacher, "name": name, **own["base"], **change}
-        return race(work, own["contenders"], own["rounds"], own["block_seconds"])
+        return race(work, own["contenders"], *(own[key] for key in LIMITS))
 
     base = measure("base")
     for axis, values in own["axes"].items():
@@ -202,11 +206,12 @@ KEYS = {"speed": "rows"}
 
 def machine() -> dict:
     """What the figures were measured on."""
+    software = {"torch": torch.__version__, "precision": PRECISION_NAMES[fastest_precision()[0]]}
     if torch.cuda.is_available():
-        return {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        return {"device": torch.cuda.get_device_name(), **software}
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"device": model, "cores": os.cpu_count(), "torch": torch.__version__}
+    return {"device": model, "cores": os.cpu_count(), **software}
 
 
 def main() -> None:

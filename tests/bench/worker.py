@@ -32,9 +32,9 @@ def built(work: dict):
     return teacher, extract_student(teacher, layers), tokenizer
 
 
-def matrix_seconds(products: Products) -> float:
+def matrix_seconds(products: Products, budget: float) -> float:
     """Seconds that the products of a step take one after another, each as fast as it is by itself."""
-    return sum(count * product_seconds(*shape) for shape, count in products.counts.items())
+    return sum(count * product_seconds(*shape, budget) for shape, count in products.counts.items())
 
 
 def main(job: dict) -> None:
@@ -70,7 +70,7 @@ def main(job: dict) -> None:
     if "steps" in job:
         result |= masked_lm_scores({"student": student}, teacher, loaders["valid"], Engine())["student"]
     else:
-        result |= {"matrix_seconds": matrix_seconds(products), "matrix_flop": products.flop()}
+        result |= {"matrix_seconds": matrix_seconds(products, job["product_seconds"]), "matrix_flop": products.flop()}
     answer(result)
 
 
