@@ -41,8 +41,39 @@ class EndlessShuffle(Sampler[int]):
         for position in range(start, start + self.samples):
             number, row = divmod(position, self.rows)
             if number != drawn:
-                order, drawn = np.random.default_rng([self.seed, number]).permutation(self.rows), number
+                order, drawn = self.order(np.random.default_rng([self.seed, number])), number
             yield int(order[row])
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """The row numbers of one pass: (rows,) int64."""
+        return generator.permutation(self.rows)
+
+
+class LengthGroupedShuffle(EndlessShuffle):
+    """The same, with rows of about one length beside each other, so that little of a batch is padding.
+
+    Each pass is shuffled and cut into pieces of `BATCHES_SORTED` batches; a piece is sorted by length, and its batches
+    are shuffled again.
+
+    Args:
+        lengths: tokens in each row, (rows,) int.
+        samples, seed: see `EndlessShuffle`.
+        batch_size: rows in a batch.
+    """
+
+    BATCHES_SORTED = 32
+
+    def __init__(self, lengths: np.ndarray, samples: int, seed: int, batch_size: int):
+        super().__init__(len(lengths), samples, seed)
+        self.lengths, self.batch_size = np.asarray(lengths), batch_size
+
+    def order(self, generator):
+        shuffled, batches = super().order(generator), []
+        for start in range(0, self.rows, self.batch_size * self.BATCHES_SORTED):
+            piece = shuffled[start : start + self.batch_size * self.BATCHES_SORTED]
+            piece = piece[np.argsort(self.lengths[piece], kind="stable")]
+            batches += [piece[first : first + self.batch_size] for first in range(0, len(piece), self.batch_size)]
+        return np.concatenate([batches[number] for number in generator.permutation(len(batches))])
 
 
 def micro_batches(loader: Iterable[dict[str, torch.Tensor]], parts: int) -> Iterator[dict[str, torch.Tensor | bool]]:
@@ -58,6 +89,38 @@ def micro_batches(loader: Iterable[dict[str, torch.Tensor]], parts: int) -> Iter
         for piece in range(pieces):
             part = {key: tensors[piece] for key, tensors in cut.items()}
             yield part | counts | {"step_ends": piece == pieces - 1}
+
+
+def padded(rows: list[dict], key: str, value: int) -> torch.Tensor:
+    """One column of some rows, filled up with `value` to the longest: (batch, length) int64."""
+    return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value)
+
+
+def attended(rows: list[dict]) -> torch.Tensor:
+    """1 where a row of ``input_ids`` has a token, 0 where `padded` fills it up: (batch, length) int64."""
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    return (torch.arange(lengths.max()) < lengths[:, None]).long()
+
+
+class LabelCollator:
+    """Rows of token ids with a label to a dict batch.
+
+    ``input_ids`` and ``attention_mask`` are (batch, length) int64, ``labels`` (batch,) int64, `IGNORED` where there is
+    none; rows that have the teacher's ``t_logits`` give (batch, classes) float32.
+    """
+
+    def __init__(self, tokenizer):
+        self.pad = tokenizer.pad_token_id
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {
+            "input_ids": padded(rows, "input_ids", self.pad).long(),
+            "attention_mask": attended(rows),
+            "labels": torch.tensor([int(row["label"]) for row in rows]),
+        }
+        if "t_logits" in rows[0]:
+            batch["t_logits"] = torch.stack([torch.as_tensor(row["t_logits"]).float() for row in rows])
+        return batch
 
 
 class MaskingCollator:
@@ -84,14 +147,9 @@ class MaskingCollator:
         return self.masking.torch_mask_tokens(input_ids, special_tokens_mask=special)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        def padded(key, value):
-            return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value)
-
-        input_ids = padded("input_ids", self.pad)
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        input_ids = padded(rows, "input_ids", self.pad)
         if "labels" in rows[0]:
-            labels = padded("labels", IGNORED)
+            labels = padded(rows, "labels", IGNORED)
         else:
             input_ids, labels = self.mask(input_ids)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        return {"input_ids": input_ids, "attention_mask": attended(rows), "labels": labels}

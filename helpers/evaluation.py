@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -65,3 +66,75 @@ def top5_overlap(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Te
     """Share of the teacher's five most probable tokens among the model's: (masked, vocabulary) twice to (masked,)."""
     five, teacher_five = logits.topk(5).indices, teacher_logits.topk(5).indices
     return (five[:, :, None] == teacher_five[:, None, :]).any(1).float().mean(1)
+
+
+def accuracy_and_macro_f1(confusion: np.ndarray) -> dict[str, float]:
+    """Accuracy, and the mean over the classes of F1, the harmonic mean of precision and recall.
+
+    Args:
+        confusion: (classes, classes) int: in row i and column j, how many texts of class i were taken for class j. A
+            class that is neither there nor predicted has an F1 of zero.
+    """
+    right, named = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)
+    f1 = 2 * right / np.maximum(named, 1)
+    return {"accuracy": float(right.sum() / max(confusion.sum(), 1)), "macro_f1": float(f1.mean())}
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count (texts,) int labels and predictions into a (classes, classes) int matrix, the labels down the rows.
+
+    Raises:
+        ValueError: a label that is no number of a class.
+    """
+    labels = np.asarray(labels)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}: the classifier knows 0 to {classes - 1}.")
+    return np.bincount(labels * classes + np.asarray(predicted), minlength=classes**2).reshape(classes, classes)
+
+
+def bootstrap_accuracies(
+    correct: dict[str, np.ndarray], resamples: int = 10_000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Mean accuracies under resampling of texts and seeds (Efron and Tibshirani 1993, chapters 6 and 16).
+
+    In each resample the texts are drawn with replacement, the same for all names, so that differences between names are
+    paired; the seeds of each name are drawn with replacement by themselves.
+
+    Args:
+        correct: for each name, (seeds, texts) bool: whether the run of that seed had that text right.
+        resamples: how many.
+        seed: of the drawing.
+
+    Returns:
+        For each name, (resamples,) float64. Any function of these means has its interval by `interval`.
+
+    Raises:
+        ValueError: the numbers of texts differ.
+    """
+    lengths = {len(right[0]) for right in correct.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"results on {sorted(lengths)} texts: to compare them, they have to be on the same ones.")
+    (texts,) = lengths
+    generator = np.random.default_rng(seed)
+    means = {name: np.empty(resamples) for name in correct}
+    at_once = 500  # matrices of (500, texts) at a time, not of (resamples, texts)
+    for start in range(0, resamples, at_once):
+        now = slice(start, min(start + at_once, resamples))
+        counts = generator.multinomial(texts, np.full(texts, 1 / texts), size=now.stop - now.start)
+        for name, right in correct.items():
+            seeds = len(right)
+            drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(counts))
+            of_each_seed = counts @ np.asarray(right, dtype=float).T / texts
+            means[name][now] = (drawn * of_each_seed).sum(axis=1) / seeds
+    return means
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of bootstrap samples, (resamples,) float."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def first_step(validations: list[dict[str, float]], key: str, least: float) -> int | None:
+    """The step of the first validation, in a history's, whose `key` is at least `least`; None if there is none."""
+    return next((int(validation["step"]) for validation in validations if validation[key] >= least), None)

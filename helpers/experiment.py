@@ -1,21 +1,18 @@
-"""Checked parameters, and the models that one notebook makes and the next uses. Knows nothing of notebooks."""
+"""The texts that the parameters name, and the models that one notebook makes and the next uses."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.callbacks import LOSS_WEIGHTS_FORM, are_loss_weights
 from helpers.checkpoints import save_folder
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
 from helpers.engine import Engine
@@ -35,95 +32,6 @@ VALIDATIONS = 4
 TEACHER_LEARNING_RATE = 5e-4
 TEACHER_SEED = 99_991
 """One of its own, so that no student reads the rows in the order in which its teacher did."""
-
-
-def whole(least: int):
-    return lambda value: type(value) is int and value >= least, f"a whole number, at least {least}"
-
-
-def number(low: float, high: float):
-    def check(value):
-        return type(value) in (int, float) and math.isfinite(value) and low < value <= high
-
-    return check, f"a number above {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
-
-
-def _is_layers(value) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(type(layer) is int for layer in value)
-    return type(value) is int and value >= 1
-
-
-def _are_seeds(value) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and len(set(value)) == len(value)
-        and all(type(seed) is int and seed >= 0 for seed in value)
-    )
-
-
-text = (lambda value: isinstance(value, str) and value != "", "a text that is not empty")
-
-PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "TEACHER": text,
-    "LAYERS": (_is_layers, "how many layers to keep, or a list of layer numbers such as [0, 2, 5]"),
-    "CORPUS": text,
-    "TEXT_FIELD": text,
-    "MAX_LENGTH": whole(3),
-    "BATCH_SIZE": whole(1),
-    "TEACHER_STEPS": whole(1),
-    "TEACHER_BATCH_SIZE": whole(1),
-    "MAX_STEPS": whole(1),
-    "LEARNING_RATE": number(0, 1),
-    "TEMPERATURE": number(0, math.inf),
-    "LOSS_WEIGHTS": (are_loss_weights, LOSS_WEIGHTS_FORM),
-    "SEED": whole(0),
-    "SEEDS": (_are_seeds, "a list of different whole numbers, each at least 0"),
-    "OUTPUT_DIR": text,
-}
-"""Every parameter of every notebook: the check of its value, and what a right value is."""
-
-
-def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
-    """Check the UPPER_CASE names of a notebook, papermill's injected ones among them.
-
-    Args:
-        namespace: the notebook's ``globals()``.
-
-    Returns:
-        The parameters alone.
-
-    Raises:
-        ValueError: a name that no notebook has, or a value out of its range (every fault is named), or an OUTPUT_DIR
-            that cannot be written.
-    """
-    names = [name for name in namespace if name.isupper() and not name.startswith("_")]
-    faults = []
-    for name in names:
-        if name not in PARAMETERS:
-            near = difflib.get_close_matches(name, PARAMETERS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f". The parameters are {', '.join(PARAMETERS)}."
-            faults.append(f"{name} is no parameter of any notebook{hint}")
-        elif not PARAMETERS[name][0](namespace[name]):
-            faults.append(f"{name} is {namespace[name]!r}; it has to be {PARAMETERS[name][1]}.")
-    if faults:
-        raise ValueError("\n".join(faults))
-    parameters = {name: namespace[name] for name in names}
-    if "OUTPUT_DIR" in parameters:
-        _check_writable(from_root(parameters["OUTPUT_DIR"]))
-    return parameters
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"OUTPUT_DIR: {folder} cannot be written ({error.strerror}). Set it to a folder that you may write to."
-        ) from error
 
 
 def read_corpus(parameters: dict[str, Any]):
@@ -179,8 +87,14 @@ def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], 
     if marker.is_file():
         print(f"{what}: found in {where}, made with the same parameters.")
         training = json.loads(marker.read_text(encoding="utf-8"))
-        with quiet_transformers():
-            model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        try:
+            with quiet_transformers():
+                model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder}: the model that was saved here is damaged ({error}). Nothing was overwritten: put back what "
+                "is missing, or move the folder away to have the model made anew."
+            ) from error
         seconds = training["timings"]["seconds"]
         return Trained(model.eval(), tokenizer, training["steps"], training["validations"], folder, seconds, found=True)
     print(f"{what}: making {where}.")
@@ -242,6 +156,7 @@ def ensure_teacher(parameters: dict[str, Any]) -> Trained:
 def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> Trained:
     """The student extracted from `teacher` (as `ensure_teacher` gives it) and distilled on CORPUS for MAX_STEPS.
 
+    Where LOSS_WEIGHTS has masked LM alone, that needs no teacher and none is run.
     ``OUTPUT_DIR/03_runner/student-<fingerprint>`` keeps it, with the checkpoints and logs of the run under ``logs/``.
 
     Args:
@@ -260,19 +175,21 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
         steps = parameters["MAX_STEPS"]
         loaders = corpus_loaders(parameters, teacher.tokenizer, steps, parameters["SEED"])
         engine, start = Engine(), time.perf_counter()
-        history = distill(
-            teacher.model,
-            student,
-            loaders,
-            epochs=split_steps(steps)[0],
-            learning_rate=parameters["LEARNING_RATE"],
-            loss_weights=parameters["LOSS_WEIGHTS"],
-            temperature=parameters["TEMPERATURE"],
-            seed=parameters["SEED"],
-            engine=engine,
-            logdir=_fresh(folder / "logs"),
-            draw=draw,
-        )
+        options = {"epochs": split_steps(steps)[0], "learning_rate": parameters["LEARNING_RATE"]}
+        options |= {"seed": parameters["SEED"], "engine": engine}
+        if {name for name, weight in parameters["LOSS_WEIGHTS"].items() if weight > 0} == {"mlm"}:
+            history = train_masked_lm(student, loaders, **options)
+        else:
+            history = distill(
+                teacher.model,
+                student,
+                loaders,
+                **options,
+                loss_weights=parameters["LOSS_WEIGHTS"],
+                temperature=parameters["TEMPERATURE"],
+                logdir=_fresh(folder / "logs"),
+                draw=draw,
+            )
         seconds = time.perf_counter() - start
         return Trained(student, teacher.tokenizer, history.steps, history.validations, folder, seconds)
 

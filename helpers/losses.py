@@ -17,8 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(_wide_dtype(tensor))
 
 
 def at_least_one(count: int | Tensor) -> int | Tensor:
@@ -50,7 +54,7 @@ class _SumOverRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, of_rows: Callable, logits: Tensor, other: Tensor) -> Tensor:
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        wide = _wide_dtype(logits)
         at_once = BYTES_AT_ONCE.get(logits.device.type, 2**28) // (logits.shape[-1] * wide.itemsize)
         total = torch.zeros((), dtype=wide, device=logits.device)
         gradient = None

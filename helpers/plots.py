@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 
 from IPython.display import display
+from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -97,6 +100,61 @@ def seed_points(
     ax.grid(axis="x", alpha=0.3)
     ax.set(title=title, xlabel=xlabel)
     ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def contender_colors(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: the teacher's for what is called teacher, for others those of matplotlib's "Dark2"."""
+    green, _, *more = colormaps["Dark2"].colors  # the second is too near to the teacher's
+    others = cycle([green, *more])
+    return {name: TEACHER if "teacher" in name.lower() else to_hex(next(others)) for name in names}
+
+
+def seed_curves(
+    runs: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]], title: str, ax: Axes, alpha: float
+) -> Axes:
+    """Draw a line a name through the mean over its seeds of their EMAs, a band from the least to the greatest of them.
+
+    Args:
+        runs: for each name, (steps, values) of each seed; a name's seeds have the same steps. The values are drawn
+            faintly.
+        title: what they are, with their unit.
+        ax: where to draw.
+        alpha: see `ema`.
+    """
+    for name, color in contender_colors(runs).items():
+        steps = runs[name][0][0]
+        smooth = [ema(values, alpha) for _, values in runs[name]]
+        for _, values in runs[name]:
+            ax.plot(steps, values, color=color, alpha=0.2, linewidth=0.7)
+        columns = list(zip(*smooth, strict=True))
+        ax.fill_between(steps, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.25, linewidth=0)
+        ax.plot(steps, [sum(column) / len(column) for column in columns], color=color, linewidth=1.8, label=name)
+    ax.set(title=title, xlabel="optimizer step", xlim=(0, None))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def points_with_ranges(
+    points: dict[str, tuple[float, Sequence[float]]], title: str, xlabel: str, ylabel: str, ax: Axes
+) -> Axes:
+    """Draw a point a name: x one number, y the mean over seeds, a bar from the least to the greatest; named beside."""
+    means = {name: sum(values) / len(values) for name, (_, values) in points.items()}
+    gap = 0.07 * (max(max(values) for _, values in points.values()) - min(min(values) for _, values in points.values()))
+    # Points may lie on each other: the names stand in a column, a line's height apart, the highest at its point.
+    heights, above = {}, float("inf")
+    for name in sorted(means, key=means.get, reverse=True):
+        heights[name] = above = min(means[name], above - gap)
+    right, colors = max(x for x, _ in points.values()), contender_colors(points)
+    for name in points:
+        (x, values), mean = points[name], means[name]
+        reach = [[mean - min(values)], [max(values) - mean]]
+        ax.errorbar(x, mean, yerr=reach, fmt="o", color=colors[name], capsize=4, markersize=7)
+        line = {"arrowstyle": "-", "color": colors[name], "lw": 0.7, "alpha": 0.6}
+        ax.annotate(name, (x, mean), (1.12 * right, heights[name]), va="center", color=colors[name], arrowprops=line)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.5 * right))
+    ax.grid(alpha=0.3)
     return ax
 
 

@@ -38,6 +38,10 @@ def identity(source: str | Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def _identities(source: str | dict[str, str]) -> str | dict[str, str]:
+    return {key: identity(file) for key, file in source.items()} if isinstance(source, dict) else identity(source)
+
+
 def fingerprint(values: dict[str, Any]) -> str:
     """Ten hexadecimal digits that name a set of parameters."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
@@ -57,6 +61,7 @@ def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, A
     """
     settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
     contents = {key: identity(settings[key]) for key in ("TEACHER", "CORPUS") if key in settings}
+    contents |= {"LABELLED_CORPUS": _identities(settings["LABELLED_CORPUS"])} if "LABELLED_CORPUS" in settings else {}
     name = fingerprint(settings | contents)
     folder = from_root(parameters["OUTPUT_DIR"]) / notebook
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from helpers.plots import distillation_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = ROOT / "artifacts" / "tutorial"
+COPY = ROOT / "artifacts" / "regenerated"
 GOES_ON = "The same command goes on from here: notebooks and models that are finished are kept."
 
 
@@ -104,10 +104,9 @@ def minutes(notebook: nbformat.NotebookNode) -> str:
 
 
 def record_of(path: Path, root: Path) -> dict:
-    """What the notebook wrote to its metrics.json, without the timings."""
+    """What the notebook wrote to its metrics.json."""
     file = root / "artifacts" / path.stem / "metrics.json"
-    record = json.loads(file.read_text(encoding="utf-8"))
-    return {key: value for key, value in record.items() if key != "timings"}
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def execute(path: Path, target: Path, root: Path) -> bool:
@@ -151,7 +150,8 @@ def execute(path: Path, target: Path, root: Path) -> bool:
         target = ROOT / "artifacts" / "stopped" / path.name
         print(f"\n{error}\nThe notebook up to there: {target.relative_to(ROOT)}")
     elif target == path:
-        notebook.metadata["record"] = record_of(path, root)
+        record = record_of(path, root)
+        notebook.metadata |= {"timings": record.pop("timings"), "record": record}
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
     return error is None
@@ -186,22 +186,33 @@ def tutorial(numbers: list[str]) -> int:
 
 
 def regenerate(numbers: list[str]) -> int:
-    """Run in a copy of the working tree without artifacts, so that no earlier run shows."""
+    """Run in a copy of the working tree, so that no run of the reader's shows.
+
+    The copy's own artifacts go before all notebooks are run; a few find in them what the last
+    run of all has left.
+    """
     paths = committed(numbers)
-    with tempfile.TemporaryDirectory() as folder:
-        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        for name in subprocess.run(
-            listed, cwd=ROOT, capture_output=True, check=True, text=True
-        ).stdout.split("\0"):
-            if name and (ROOT / name).is_file():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, Path(folder) / name)
-        for path in paths:
-            print(f"\n{path.stem}", flush=True)
-            if not execute(path, path, Path(folder)):
-                return 1
+    clean_copy(keep_artifacts=bool(numbers))
+    for path in paths:
+        print(f"\n{path.stem}", flush=True)
+        if not execute(path, path, COPY):
+            return 1
     draw_schema(ROOT / "notebooks" / "images" / "distillation.png")
     return 0
+
+
+def clean_copy(keep_artifacts: bool) -> None:
+    """Copy to `COPY` what git tracks or would add."""
+    COPY.mkdir(parents=True, exist_ok=True)
+    for old in COPY.iterdir():
+        if not (keep_artifacts and old.name == "artifacts"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True)
+    for name in done.stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, COPY / name)
 
 
 def draw_schema(target: Path) -> None:

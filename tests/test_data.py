@@ -82,7 +82,7 @@ def test_read_texts_sees_an_edited_file(tmp_path):
         (b"id,body\n1,x\n", ValueError, r"no column 'text'. Its columns are \['id', 'body'\]"),
         (b"id;body;text2\n1;x;y\n", ValueError, r"Its columns are \['id', 'body', 'text2'\]"),
         (b"id,text\n1,\n", ValueError, "no row of column 'text' holds any text"),
-        (b"id,text\n1,a,b,c\n", ValueError, "row 2 has 4 fields, the header 2"),
+        (b"id,text\n1,a,b,c\n", ValueError, "row 2 has 4 fields, the first row 2"),
         (b"id,text\n1,a\n2,b,c\n", ValueError, "not readable as CSV"),
     ],
 )

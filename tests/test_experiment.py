@@ -4,12 +4,12 @@ import shutil
 import pytest
 import torch
 
-from helpers import evaluation, experiment, models, records
+from helpers import evaluation, experiment, models, records, settings
 
 
 def test_check_parameters_returns_the_upper_case_names(parameters):
     namespace = {**parameters, "In": [], "_": 1, "helper": 2, "pd": None}
-    assert experiment.check_parameters(namespace) == parameters
+    assert settings.check_parameters(namespace) == parameters
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,23 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
         ("TEACHER_BATCH_SIZE", 0, "TEACHER_BATCH_SIZE is 0"),
         ("LOSS_WEIGHTS", {"kl": "1"}, "LOSS_WEIGHTS is"),
         ("OUTPUT_DIR", "", "OUTPUT_DIR is ''"),
+        ("LABELLED_CORPUS", {"one": "a.csv"}, "a dict from two labels or more to CSV files"),
+        ("LABELLED_TEXT_FIELD", -1, "its number, counted from 0"),
+        ("LABEL_FIELD", None, "LABEL_FIELD is None"),
+        ("PART_SIZES", {"train": 10, "valid": 5}, "a dict from 'train', 'valid' and 'test'"),
+        ("PART_SIZES", {"train": 10, "valid": 5, "test": 1}, "each at least 2"),
+        ("TRANSFER_TEXTS", 0, "TRANSFER_TEXTS is 0"),
+        ("BASELINE", "", "BASELINE is ''"),
+        ("FINE_TUNING_EPOCHS", 0.5, "FINE_TUNING_EPOCHS is 0.5"),
+        ("FINE_TUNING_LEARNING_RATES", 1e-4, "a list of numbers above 0 and at most 1"),
+        ("FINE_TUNING_LEARNING_RATES", [1e-4, 0], "FINE_TUNING_LEARNING_RATES is [0.0001, 0]"),
+        ("TASK_LOSS_WEIGHTS", {"labels": 1}, "names out of ['labels', 'kl', 'mse']"),
+        ("TASK_LOSS_WEIGHTS", {"cosine": 1, "kl": 1}, "TASK_LOSS_WEIGHTS is"),
     ],
 )
 def test_check_parameters_names_the_fault(parameters, name, value, message):
     with pytest.raises(ValueError, match=r".") as caught:
-        experiment.check_parameters({**parameters, name: value})
+        settings.check_parameters({**parameters, name: value})
     assert message in str(caught.value)
 
 
@@ -53,13 +65,13 @@ def test_an_output_dir_that_cannot_be_written_is_named_before_any_work(parameter
     (tmp_path / "file").write_text("kept")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=r"OUTPUT_DIR: .*file.* cannot be written \(.*Set it to a folder"):
-            experiment.check_parameters({**parameters, "OUTPUT_DIR": str(folder)})
+            settings.check_parameters({**parameters, "OUTPUT_DIR": str(folder)})
     assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_check_parameters_names_every_fault():
     with pytest.raises(ValueError, match=r"SEEDLING.*\n.*MAX_STEPS is 0"):
-        experiment.check_parameters({"SEEDLING": 1, "MAX_STEPS": 0})
+        settings.check_parameters({"SEEDLING": 1, "MAX_STEPS": 0})
 
 
 @pytest.mark.parametrize(("steps", "shared"), [(320, (4, 80)), (3, (3, 1)), (1, (1, 1)), (10, (4, 2))])
@@ -116,6 +128,29 @@ def test_an_interrupted_run_is_made_anew_and_its_checkpoints_stay(parameters, mo
     student = experiment.ensure_student(parameters, teacher)
     assert (student.folder / "logs.interrupted-1" / "best" / "model.safetensors").is_file()
     assert (student.folder / "logs" / "best" / "model.safetensors").is_file()
+
+
+def test_a_damaged_student_is_named_and_nothing_is_overwritten(parameters):
+    teacher = experiment.ensure_teacher(parameters)
+    student = experiment.ensure_student(parameters, teacher)
+    weights = student.folder / "model.safetensors"
+    for damage in (weights.read_bytes()[:1000], None):
+        weights.unlink()
+        if damage is not None:
+            weights.write_bytes(damage)
+        before = {file: file.read_bytes() for file in student.folder.rglob("*") if file.is_file()}
+        with pytest.raises(ValueError, match=rf"{student.folder.name}: the model that was saved here is damaged"):
+            experiment.ensure_student(parameters, teacher)
+        assert {file: file.read_bytes() for file in student.folder.rglob("*") if file.is_file()} == before
+
+
+def test_masked_lm_alone_runs_no_teacher(parameters, monkeypatch):
+    teacher = experiment.ensure_teacher(parameters)
+    monkeypatch.setattr(teacher.model, "forward", lambda *args, **options: pytest.fail("the teacher was run"))
+    alone = experiment.ensure_student(parameters | {"LOSS_WEIGHTS": {"mlm": 1.0, "kl": 0}}, teacher)
+    assert len(alone.steps) == 8
+    start = models.extract_student(teacher.model, experiment.chosen_layers(2, 4)).state_dict()
+    assert any(not torch.equal(start[name], weight) for name, weight in alone.model.state_dict().items())
 
 
 def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
@@ -55,6 +56,34 @@ def test_names_are_read_from_the_top_in_panels_that_share_an_axis():
         for ax in axes:
             draw(values, "title", "unit", ax)
         assert axes[0].yaxis_inverted()
+
+
+def test_seed_curves_draws_each_seed_their_mean_and_their_range():
+    _, ax = plt.subplots()
+    values = [[4.0, 2.0, 1.0], [2.0, 2.0, 5.0]]
+    plots.seed_curves({"teacher": [([1, 2, 3], own) for own in values]}, "loss", ax, 0.5)
+    *raw, mean = ax.get_lines()
+    assert [list(line.get_ydata()) for line in raw] == values
+    smooth = [plots.ema(own, 0.5) for own in values]
+    assert list(mean.get_ydata()) == [sum(pair) / 2 for pair in zip(*smooth, strict=True)]
+    assert mean.get_color() == plots.TEACHER
+    (band,) = ax.collections
+    edges = band.get_paths()[0].vertices
+    assert edges[:, 1].min() == min(map(min, smooth))
+    assert edges[:, 1].max() == max(map(max, smooth))
+
+
+def test_points_stand_at_their_means_and_their_names_apart():
+    _, ax = plt.subplots()
+    points = {"a": (2.0, [1.0, 3.0]), "b": (2.0, [2.0]), "low": (4.0, [0.0]), "c": (2.0, [2.0, 2.0])}
+    plots.points_with_ranges(points, "title", "ms", "%", ax)
+    drawn = [line.get_xydata().tolist() for line in ax.get_lines() if line.get_marker() == "o"]
+    assert drawn == [[[2.0, 2.0]], [[2.0, 2.0]], [[4.0, 0.0]], [[2.0, 2.0]]]
+    heights = {text.get_text(): text.xyann[1] for text in ax.texts}
+    apart = sorted(heights.values())
+    assert np.diff(apart).min() > 0.2
+    assert heights["low"] == min(apart)
+    assert len(set(plots.contender_colors(points).values())) == 4
 
 
 def test_layer_map_names_each_layer():

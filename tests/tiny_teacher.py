@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast, DistilBertConfig, DistilBertModel
 
 from helpers.data import read_texts
 from helpers.models import quiet_transformers
@@ -34,6 +34,21 @@ def build(folder: Path) -> Path:
     )
     with quiet_transformers():
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_baseline(folder: Path) -> Path:
+    """Save a DistilBERT encoder of 2 layers and width 32, and its tokenizer: the words of the sentences."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = sorted({word for text in read_texts(SENTENCES)["text"] for word in text.lower().strip(".").split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), strip_accents=False, model_max_length=64)
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+    with quiet_transformers():
+        DistilBertModel(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 

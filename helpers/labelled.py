@@ -1,0 +1,271 @@
+"""Labelled texts in, parts and dict batches out. Knows nothing of models."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+from sklearn.feature_extraction.text import CountVectorizer
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from helpers.batches import IGNORED, LabelCollator, LengthGroupedShuffle
+from helpers.data import bundled_reviews, drop_textless, read_columns, renamed, without_bars
+from helpers.records import from_root
+
+SENTENCE_END = re.compile(r"(?<=[.!?…])\s+")
+
+
+def read_labelled(
+    source: str | Path | dict[str, str | Path], text_field: str | int = "text", label_field: str | int = "label"
+) -> datasets.Dataset:
+    """Read texts and their labels from CSV files of any language, in the forms that `data.read_texts` takes.
+
+    Args:
+        source: a CSV file with a column of labels; or from each label to the file that holds its texts.
+        text_field: the column of the texts; a number, counted from 0, where the files have no row of names.
+        label_field: the column of the labels, words or numbers; not used where each label has a file.
+
+    Returns:
+        A dataset with ``text`` (string) and ``label`` (a `datasets.ClassLabel`; numbers in their order, words in the
+        alphabet's). Rows whose text is empty or has no letter are left out; how many is printed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file cannot be read, has no such columns, or both are one; a row has no label; or there are fewer
+            than two labels.
+    """
+    if isinstance(source, dict):
+        parts = []
+        for label, path in source.items():
+            texts = renamed(read_columns(path, {"LABELLED_TEXT_FIELD": text_field}), {text_field: "text"})
+            with without_bars():
+                parts.append(texts.add_column("label", [str(label)] * len(texts)))
+        table, name = datasets.concatenate_datasets(parts), ", ".join(Path(path).name for path in source.values())
+    else:
+        if text_field == label_field:
+            raise ValueError(f"LABELLED_TEXT_FIELD and LABEL_FIELD are both {text_field!r}: they have to differ.")
+        table = read_columns(source, {"LABELLED_TEXT_FIELD": text_field, "LABEL_FIELD": label_field})
+        table, name = renamed(table, {text_field: "text", label_field: "label"}), Path(source).name
+    table = drop_textless(table, name)
+    labels = [(label or "").strip() for label in table["label"]]
+    if "" in labels:
+        example = table[labels.index("")]["text"]
+        raise ValueError(
+            f"{name}: {labels.count(''):,} of {len(labels):,} texts have no label, the first of them {example[:60]!r}. "
+            "Label them, or take them out."
+        )
+    with without_bars():
+        table = table.remove_columns("label").add_column("label", labels)
+    return with_label_names(table, name)
+
+
+def labelled_corpus(parameters: dict[str, Any]) -> datasets.Dataset:
+    """The labelled texts that LABELLED_CORPUS names; ``"bundled"`` is the Rotten Tomatoes sentences."""
+    source = parameters["LABELLED_CORPUS"]
+    if source == "bundled":
+        reviews = bundled_reviews("rotten_tomatoes")
+        with without_bars():
+            return reviews.cast_column("label", datasets.ClassLabel(names=["negative", "positive"]))
+    if isinstance(source, dict):
+        source = {label: from_root(file) for label, file in source.items()}
+    else:
+        source = from_root(source)
+    return read_labelled(source, parameters["LABELLED_TEXT_FIELD"], parameters["LABEL_FIELD"])
+
+
+def with_label_names(table: datasets.Dataset, name: str) -> datasets.Dataset:
+    """Turn the column ``label`` from strings into a `datasets.ClassLabel`. ValueError: there are fewer than two."""
+    try:
+        labels = sorted(set(table["label"]), key=float)
+    except ValueError:
+        labels = sorted(set(table["label"]))
+    if len(labels) < 2:
+        raise ValueError(f"{name}: every text has the label {labels}. To tell classes apart, there have to be two.")
+    with without_bars():
+        return table.cast_column("label", datasets.ClassLabel(names=labels))
+
+
+def words(text: str) -> list[str]:
+    """The words and numbers of a text, without case and punctuation."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def _shingles(text: str) -> set[str]:
+    found = words(text)
+    return {" ".join(found[start : start + 3]) for start in range(max(1, len(found) - 2))}
+
+
+def near_repeats(texts: Sequence[str], least: float = 0.5) -> np.ndarray:
+    """Group texts that are nearly the same: (texts,) int, equal numbers for those of a group.
+
+    Two texts are, if the Jaccard index of their sets of three successive words is at least `least`; and so are those
+    that a chain of such pairs connects. Shingles that more than a thousand texts share do not count.
+    """
+    counts = CountVectorizer(analyzer=_shingles, binary=True, dtype=np.int32).fit_transform(texts)
+    counts = counts[:, np.asarray(counts.sum(axis=0)).ravel() <= 1000]
+    sizes = np.asarray(counts.sum(axis=1)).ravel()
+    shared = (counts @ counts.T).tocoo()
+    near = shared.data >= least * (sizes[shared.row] + sizes[shared.col] - shared.data)
+    shared.data = near & (shared.data > 0)
+    shared.eliminate_zeros()
+    return connected_components(shared, directed=False)[1]
+
+
+def sentences(texts: Iterable[str], least: int = 4, most: int = 60) -> list[str]:
+    """Cut texts after full stops, question and exclamation marks; keep what has `least` to `most` words."""
+    pieces = (piece.strip() for text in texts for piece in SENTENCE_END.split(text))
+    return [piece for piece in pieces if least <= len(words(piece)) <= most]
+
+
+def _found_in(texts: datasets.Dataset, corpus: datasets.Dataset) -> set[str]:
+    """The texts, as their words, that stand in a corpus, as a whole text or as a sentence of one."""
+    wanted = {" ".join(words(text)) for text in texts["text"]}
+
+    found = set()
+    for batch in corpus.iter(1000):
+        pieces = [*batch["text"], *(piece for text in batch["text"] for piece in SENTENCE_END.split(text))]
+        found |= wanted & {" ".join(words(piece)) for piece in pieces}
+    return found
+
+
+def part(
+    labelled: datasets.Dataset,
+    sizes: dict[str, int],
+    *,
+    corpus: datasets.Dataset,
+    transfer_texts: int,
+    seed: int = 0,
+) -> dict[str, datasets.Dataset]:
+    """Part labelled texts once, by content, so that no text, and no near repeat of one, stands in two parts.
+
+    Of a group of near repeats (`near_repeats`) the first is kept; so is no text that the corpus holds. Each class has
+    the same share in every part. How many texts were left out is printed.
+
+    Args:
+        labelled: ``text`` and ``label``, as `read_labelled` gives them.
+        sizes: of the parts ``"train"``, ``"valid"`` and ``"test"``, in texts. Where there are fewer texts than that,
+            each part shrinks by the same factor; each has one text of each class at least.
+        corpus: what teacher and student were distilled on, a dataset with ``text``.
+        transfer_texts: how many texts without label to gather at most: what is left of the labelled texts, and as many
+            sentences of the corpus as are still wanted.
+        seed: of the parting.
+
+    Returns:
+        ``"train"``, ``"valid"``, ``"test"``: ``text`` and ``label``; ``"transfer"``: ``text``.
+
+    Raises:
+        ValueError: a class has fewer examples than there are parts.
+    """
+    generator = np.random.default_rng(seed)
+    read = _found_in(labelled, corpus)
+    unread = [number for number, text in enumerate(labelled["text"]) if " ".join(words(text)) not in read]
+    sources = generator.permutation(len(corpus))[:transfer_texts]
+    pieces = sentences(corpus.select(np.sort(sources))["text"])
+    pieces = [pieces[number] for number in generator.permutation(len(pieces))[:transfer_texts]]
+    own = labelled.select(unread)
+    groups = near_repeats([*own["text"], *pieces])
+    _, first = np.unique(groups, return_index=True)  # labelled texts come first, so they are kept
+    kept = np.sort(first[first < len(own)])
+    print(
+        f"{len(labelled):,} labelled texts, left out: {len(labelled) - len(own):,} that the corpus holds and "
+        f"{len(own) - len(kept):,} near repeats."
+    )
+    own = own.select(kept)
+    labels = np.asarray(own["label"])
+    _check_classes(Counter(labelled.features["label"].int2str(labels.tolist())), len(sizes))
+    shrink = min(1.0, len(own) / sum(sizes.values()))
+    rows = _stratified(labels, {name: int(size * shrink) for name, size in sizes.items()}, generator)
+    rest = np.setdiff1d(np.arange(len(own)), np.concatenate(list(rows.values())))
+    pieces = [pieces[number - len(unread)] for number in np.sort(first[first >= len(unread)])]
+    unlabelled = [*own.select(rest)["text"], *pieces][:transfer_texts]
+    parts = {name: own.select(np.sort(numbers)) for name, numbers in rows.items()}
+    return {**parts, "transfer": datasets.Dataset.from_dict({"text": unlabelled})}
+
+
+def _check_classes(counts: Counter, parts: int) -> None:
+    for label, count in counts.items():
+        if count < parts:
+            raise ValueError(
+                f"the label {label!r} has {count} different text(s) for {parts} parts: each part needs one. "
+                "Is LABEL_FIELD the right column?"
+            )
+
+
+def _stratified(labels: np.ndarray, sizes: dict[str, int], generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Row numbers of each part: one of each class at least, and otherwise each class in its share."""
+    taken = {name: [] for name in sizes}
+    places, rows = [], []
+    for label in np.unique(labels):
+        own = generator.permutation(np.flatnonzero(labels == label))
+        for name, number in zip(sizes, own, strict=False):
+            taken[name].append(number)
+        # The places of a class are spread evenly from 0 to 1, so that any stretch holds its share of them.
+        rows += own[len(sizes) :].tolist()
+        places += ((np.arange(len(own) - len(sizes)) + 0.5) / max(1, len(own) - len(sizes))).tolist()
+    order, start = np.asarray(rows, dtype=int)[np.argsort(places, kind="stable")], 0
+    for name, size in sizes.items():
+        end = start + max(0, size - len(taken[name]))
+        taken[name], start = np.concatenate([taken[name], order[start:end]]).astype(int), end
+    return taken
+
+
+def encode(texts: datasets.Dataset, tokenizer, max_length: int) -> datasets.Dataset:
+    """Texts to rows, in their order: ``text``, ``input_ids`` (list of int), ``length``, ``label`` (-100 for none).
+
+    Each row is [CLS] text [SEP], cut at `max_length` tokens.
+    """
+
+    def ids(batch):
+        found = tokenizer(batch["text"], truncation=True, max_length=max_length)["input_ids"]
+        return {"input_ids": found, "length": [len(row) for row in found]}
+
+    with without_bars():
+        rows = texts.map(ids, batched=True, load_from_cache_file=False)
+        if "label" not in rows.column_names:
+            return rows.add_column("label", [IGNORED] * len(rows))
+        return rows.cast_column("label", datasets.Value("int64"))
+
+
+def lengths(rows: datasets.Dataset) -> np.ndarray:
+    """Tokens in each of `encode`'s rows: (rows,) int64."""
+    return rows.with_format("numpy")["length"][:]
+
+
+def with_teacher_logits(rows: datasets.Dataset, logits: Tensor) -> datasets.Dataset:
+    """Add a teacher's logits, (rows, classes) float, as the column ``t_logits``."""
+    with without_bars():
+        return rows.add_column("t_logits", logits.tolist())
+
+
+def label_loaders(
+    train: datasets.Dataset, valid: datasets.Dataset, tokenizer, *, batch_size: int, steps_per_epoch: int, seed: int
+) -> dict[str, DataLoader]:
+    """Dict batches of `encode`'s rows, of about one length each; see `LabelCollator` for what a batch holds.
+
+    Args:
+        train, valid: rows; both with ``t_logits`` (`with_teacher_logits`) where the task is distilled.
+        tokenizer: gives the padding.
+        batch_size: rows in a batch.
+        steps_per_epoch: training batches that Catalyst counts as one epoch.
+        seed: of the order of the training rows.
+    """
+    order = LengthGroupedShuffle(lengths(train), steps_per_epoch * batch_size, seed, batch_size)
+    shortest_first = np.argsort(lengths(valid), kind="stable")
+    return {
+        "train": row_loader(train, tokenizer, batch_size, order),
+        "valid": row_loader(valid.select(shortest_first), tokenizer, batch_size),
+    }
+
+
+def row_loader(rows: datasets.Dataset, tokenizer, batch_size: int, order: Sampler | None = None) -> DataLoader:
+    """Dict batches of `encode`'s rows, in their order where none is given."""
+    columns = [name for name in ("input_ids", "label", "t_logits") if name in rows.column_names]
+    chosen = rows.select_columns(columns).with_format("numpy")
+    return DataLoader(chosen, batch_size=batch_size, sampler=order, collate_fn=LabelCollator(tokenizer))
