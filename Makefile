@@ -12,7 +12,7 @@ tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBO
 test: setup  ## lint, then all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: .venv/.bench  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

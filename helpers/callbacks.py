@@ -55,7 +55,8 @@ class LoaderMeanCallback(Callback):
 
     def on_batch_end(self, runner) -> None:
         own, whole = self.count(runner.batch)
-        whole = losses.at_least_one(whole)
+        # In validation nothing is reduced batch by batch: a process may have one less than the others.
+        whole = runner.engine.own_share(whole) if runner.is_train_loader else losses.at_least_one(whole)
         value = self.measure(runner.batch, whole)
         runner.batch_metrics[self.metric_key] = value
         # Tensors are added up, not numbers: reading one out would make a GPU wait at every batch.

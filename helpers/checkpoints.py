@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import math
 import os
+import pickle
+import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from catalyst.core.callback import Callback, CallbackOrder, ICheckpointCallback
 from safetensors.torch import load_model
 
 from helpers.models import quiet_transformers
+from helpers.records import WRITING, written_beside
 
 
 def save_folder(folder: Path, *savers) -> None:
@@ -21,7 +26,7 @@ def save_folder(folder: Path, *savers) -> None:
     Each file is whole at any moment: the one from before, or the new one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as writing:
+    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=WRITING) as writing:
         for saver in savers:
             saver.save_pretrained(writing)
         for file in sorted(Path(writing).iterdir()):
@@ -40,14 +45,24 @@ class StudentCheckpointCallback(ICheckpointCallback):
         logdir: the folder in which ``last/`` and ``best/`` are made.
         metric_key: the validation metric that is to become small.
         model_key: the student's key in the runner's dict of models.
+        tokenizer: saved beside the student, if there is one.
     """
 
-    def __init__(self, logdir: str | Path, metric_key: str = "loss", model_key: str = "student"):
+    def __init__(self, logdir: str | Path, metric_key: str = "loss", model_key: str = "student", tokenizer=None):
         super().__init__()
         self.logdir, self.metric_key, self.model_key = Path(logdir), metric_key, model_key
+        self.beside = [] if tokenizer is None else [tokenizer]
 
     def on_experiment_start(self, runner) -> None:
         self.best_score = float("inf")
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs: see `ResumeCallback`."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Remember how good the best one is."""
+        self.best_score = state["best_score"]
 
     def on_epoch_end(self, runner) -> None:
         score = runner.epoch_metrics["valid"][self.metric_key]
@@ -59,16 +74,156 @@ class StudentCheckpointCallback(ICheckpointCallback):
         if not runner.engine.is_main_process:
             return
         student = runner.engine.unwrap_model(runner.model[self.model_key])
-        save_folder(self.logdir / "last", student)
+        save_folder(self.logdir / "last", student, *self.beside)
         if score < self.best_score:
             self.best_score = score
-            save_folder(self.logdir / "best", student)
+            save_folder(self.logdir / "best", student, *self.beside)
 
     def on_experiment_end(self, runner) -> None:
         """Go back to the best weights, so that what is used afterwards is what was chosen."""
         runner.engine.wait_for_everyone()
         student = runner.engine.unwrap_model(runner.model[self.model_key])
         load_model(student.model, self.logdir / "best" / "model.safetensors")
+
+
+class ResumeCallback(Callback):
+    """Keep, in one file, what a run needs to go on; and go on where there is such a file.
+
+    It is written after an epoch: the last one, and any other if the file before it is older than `seconds`.
+
+    The file holds the trained model, its optimizer and schedule, float16's loss scaler, the number of the epoch, and
+    the state of every callback that has `state_dict` and `load_state_dict`. Random numbers and the place in the data
+    are functions of the seed and the epoch's number (Catalyst seeds each epoch, `EndlessShuffle` orders it), so on one
+    processor a run that was stopped ends with the very weights of one that was not. The number of processes may change.
+
+    All processes of a run need to see the file: on several machines, a folder that they share.
+
+    Args:
+        logdir: the folder of ``state.pt``, which `torch` reads with ``weights_only``: no code in it is ever run.
+        settings: what makes this run this run, as numbers and texts; the file of another run is refused.
+        model_key: the trained model's key where the runner has a dict of models.
+        seconds: see above; a state is three times as large as the model.
+    """
+
+    def __init__(
+        self, logdir: str | Path, settings: dict[str, Any], model_key: str | None = None, seconds: float = 60.0
+    ):
+        super().__init__(order=CallbackOrder.External + 10)  # when all others have done their part of an epoch
+        self.file, self.settings, self.model_key = Path(logdir) / "state.pt", settings, model_key
+        self.seconds = seconds
+
+    def model(self, runner) -> torch.nn.Module:
+        """The trained model, as it was before the engine prepared it."""
+        return runner.engine.unwrap_model(runner.model if self.model_key is None else runner.model[self.model_key])
+
+    def on_experiment_start(self, runner) -> None:
+        """Make sure that there is room, and go on from the file, if it is there.
+
+        Raises:
+            ValueError: the file is damaged, or that of another run or model.
+            OSError: the folder cannot be written, or its disk has too little room.
+        """
+        self.written_at = time.monotonic()
+        if runner.engine.is_main_process:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            for left in self.file.parent.glob(WRITING + "*"):  # where a run was killed amid a write
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            self._check_room(self.model(runner))
+        runner.engine.wait_for_everyone()
+        state = self._read()
+        epoch = torch.tensor(0 if state is None else state["epoch"], device=runner.engine.device)
+        if len(set(runner.engine.gather(epoch[None]).tolist())) > 1:
+            raise ValueError(
+                f"{self.file}: only some of the processes see it. Put the logdir into a folder they share."
+            )
+        if state is not None:
+            self._load(state, runner)
+
+    def _check_room(self, model: torch.nn.Module) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        # Best and last weights and a third while it is written; of the state, three times as large, two.
+        wanted, free = 9 * size, shutil.disk_usage(self.file.parent).free
+        if free < wanted:
+            raise OSError(
+                f"{self.file.parent}: {free / 1e9:.2f} GB are free, and the run writes up to {wanted / 1e9:.2f} GB. "
+                "Make room, or set OUTPUT_DIR to another disk."
+            )
+        with tempfile.TemporaryFile(dir=self.file.parent):
+            pass
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.file.exists():
+            return None
+        try:
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
+            settings = state["settings"]
+        except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.file}: damaged, or no state of a run ({type(error).__name__}). Nothing was overwritten: move "
+                "it away, and the run begins anew."
+            ) from error
+        different = [name for name in self.settings if settings.get(name) != self.settings[name]]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"{self.file}: of another run, with {name} {settings.get(name)!r} where this one has "
+                f"{self.settings[name]!r}. Nothing was overwritten: take another logdir, or move that one away."
+            )
+        return state
+
+    def _load(self, state: dict[str, Any], runner) -> None:
+        model = self.model(runner)
+        kept, own = (
+            {name: tuple(x.shape) for name, x in each.items()} for each in (state["model"], model.state_dict())
+        )
+        if kept != own:
+            name = next(name for name in [*own, *kept] if kept.get(name) != own.get(name))
+            raise ValueError(
+                f"{self.file}: of another model: {name} is {kept.get(name, 'not there')} in it, and "
+                f"{own.get(name, 'not there')} here. Nothing was overwritten: take another logdir."
+            )
+        model.load_state_dict(state["model"])
+        runner.optimizer.load_state_dict(state["optimizer"])
+        runner.scheduler.load_state_dict(state["scheduler"])
+        if runner.engine.scaler is not None and state["scaler"] is not None:
+            runner.engine.scaler.load_state_dict(state["scaler"])
+        for name, callback in self._with_state(runner).items():
+            callback.load_state_dict(state["callbacks"][name])
+        runner.epoch_step, runner.batch_step, runner.sample_step = (state[key] for key in COUNTERS)
+        runner.need_early_stop = state["stopped"]
+        for loader in runner.loaders.values():
+            loader.set_epoch(runner.epoch_step)
+        if runner.engine.is_main_process:
+            print(f"Goes on after epoch {runner.epoch_step} of {runner.num_epochs}, from {self.file.name}.")
+
+    def _with_state(self, runner) -> dict[str, Callback]:
+        with_state = [
+            c for c in runner.callbacks.values() if hasattr(c, "state_dict") and hasattr(c, "load_state_dict")
+        ]
+        return {f"{number} {type(callback).__name__}": callback for number, callback in enumerate(with_state)}
+
+    def on_epoch_end(self, runner) -> None:
+        is_last = runner.epoch_step == runner.num_epochs or runner.need_early_stop
+        is_due = time.monotonic() - self.written_at > self.seconds
+        if not runner.engine.is_main_process or not (is_last or is_due):
+            return
+        state = {
+            "settings": self.settings,
+            "stopped": runner.need_early_stop,
+            **dict(zip(COUNTERS, (runner.epoch_step, runner.batch_step, runner.sample_step), strict=True)),
+            "model": self.model(runner).state_dict(),
+            "optimizer": runner.optimizer.state_dict(),
+            "scheduler": runner.scheduler.state_dict(),
+            "scaler": None if runner.engine.scaler is None else runner.engine.scaler.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in self._with_state(runner).items()},
+        }
+        with written_beside(self.file) as beside:
+            torch.save(state, beside)
+        self.written_at = time.monotonic()
+
+
+COUNTERS = ("epoch", "batches", "samples")
+"""The keys under which Catalyst's counters stand in the file."""
 
 
 class TracingCallback(Callback):
@@ -101,9 +256,8 @@ class TracingCallback(Callback):
             _Logits(student), (ids, mask), dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length})
         )
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.file.with_name(".writing-" + self.file.name)
-        torch.export.save(program, beside)
-        os.replace(beside, self.file)
+        with written_beside(self.file) as beside:
+            torch.export.save(program, beside)
 
 
 class _Logits(torch.nn.Module):

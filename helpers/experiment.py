@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, P
 
 from helpers.checkpoints import save_folder
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
-from helpers.engine import Engine
+from helpers.engine import Engine, is_main_process, wait_for_everyone
 from helpers.models import (
     check_layers,
     extract_student,
@@ -28,7 +29,9 @@ from helpers.records import fingerprint, from_root, identity, write_json
 from helpers.training import distill, train_masked_lm
 
 VALIDATIONS = 4
-"""How often a run validates: this many mini-epochs share out its steps."""
+"""How often a run validates at least: this many mini-epochs share out its steps."""
+EPOCH_STEPS = 500
+"""The most steps in a mini-epoch, after which a run is saved: no more than these, and a minute's, are ever lost."""
 TEACHER_LEARNING_RATE = 5e-4
 TEACHER_SEED = 99_991
 """One of its own, so that no student reads the rows in the order in which its teacher did."""
@@ -43,7 +46,7 @@ def read_corpus(parameters: dict[str, Any]):
 
 def split_steps(steps: int) -> tuple[int, int]:
     """Share out the steps of a run: (mini-epochs, steps in each), never more than `steps` in all."""
-    epochs = min(VALIDATIONS, steps)
+    epochs = max(min(VALIDATIONS, steps), math.ceil(steps / EPOCH_STEPS))
     return epochs, steps // epochs
 
 
@@ -81,11 +84,15 @@ class Trained:
 
 
 def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], Trained]) -> Trained:
-    """Take a model from its folder, or make it and save it there, the record of its training last."""
+    """Take a model from its folder, or make it and save it there, the record of its training last.
+
+    Under torchrun all processes make it together, and one of them prints and saves.
+    """
     where = f"{folder.parent.name}/{folder.name}"
     marker = folder / "training.json"
     if marker.is_file():
-        print(f"{what}: found in {where}, made with the same parameters.")
+        if is_main_process():
+            print(f"{what}: found in {where}, made with the same parameters.")
         training = json.loads(marker.read_text(encoding="utf-8"))
         try:
             with quiet_transformers():
@@ -97,11 +104,14 @@ def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], 
             ) from error
         seconds = training["timings"]["seconds"]
         return Trained(model.eval(), tokenizer, training["steps"], training["validations"], folder, seconds, found=True)
-    print(f"{what}: making {where}.")
+    if is_main_process():
+        print(f"{what}: making {where}.")
     made = make()
-    save_folder(folder, made.model, made.tokenizer)
-    timings = {"seconds": made.seconds}
-    write_json(marker, {"parameters": values, "steps": made.steps, "validations": made.validations, "timings": timings})
+    if is_main_process():
+        save_folder(folder, made.model, made.tokenizer)
+        training = {"parameters": values, "steps": made.steps, "validations": made.validations}
+        write_json(marker, training | {"timings": {"seconds": made.seconds}})
+    wait_for_everyone()
     return made
 
 
@@ -146,6 +156,7 @@ def ensure_teacher(parameters: dict[str, Any]) -> Trained:
             learning_rate=TEACHER_LEARNING_RATE,
             seed=TEACHER_SEED,
             engine=engine,
+            logdir=folder / "logs",
         )
         seconds = time.perf_counter() - start
         return Trained(model, tokenizer, history.steps, history.validations, folder, seconds)
@@ -157,7 +168,8 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
     """The student extracted from `teacher` (as `ensure_teacher` gives it) and distilled on CORPUS for MAX_STEPS.
 
     Where LOSS_WEIGHTS has masked LM alone, that needs no teacher and none is run.
-    ``OUTPUT_DIR/03_runner/student-<fingerprint>`` keeps it, with the checkpoints and logs of the run under ``logs/``.
+    ``OUTPUT_DIR/03_runner/student-<fingerprint>`` keeps it, with the checkpoints and logs of the run under ``logs/``;
+    a run that was interrupted goes on from there.
 
     Args:
         parameters: checked parameters.
@@ -176,7 +188,7 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
         loaders = corpus_loaders(parameters, teacher.tokenizer, steps, parameters["SEED"])
         engine, start = Engine(), time.perf_counter()
         options = {"epochs": split_steps(steps)[0], "learning_rate": parameters["LEARNING_RATE"]}
-        options |= {"seed": parameters["SEED"], "engine": engine}
+        options |= {"seed": parameters["SEED"], "engine": engine, "logdir": folder / "logs"}
         if {name for name, weight in parameters["LOSS_WEIGHTS"].items() if weight > 0} == {"mlm"}:
             history = train_masked_lm(student, loaders, **options)
         else:
@@ -187,7 +199,6 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
                 **options,
                 loss_weights=parameters["LOSS_WEIGHTS"],
                 temperature=parameters["TEMPERATURE"],
-                logdir=_fresh(folder / "logs"),
                 draw=draw,
             )
         seconds = time.perf_counter() - start
@@ -204,11 +215,3 @@ def chosen_layers(layers: int | list[int], teacher_layers: int) -> list[int]:
 def teacher_source(teacher: str | Path) -> str | Path:
     """A local folder's path from the root, or the name as it is."""
     return from_root(teacher) if from_root(teacher).is_dir() else teacher
-
-
-def _fresh(logdir: Path) -> Path:
-    """Move what an interrupted run left in `logdir` aside: its checkpoints may be worth hours."""
-    if logdir.exists():
-        number = 1 + len(list(logdir.parent.glob("logs.interrupted-*")))
-        logdir.rename(logdir.with_name(f"logs.interrupted-{number}"))
-    return logdir

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from catalyst.core.callback import Callback, CallbackOrder
 from catalyst.loggers.console import ConsoleLogger
+from catalyst.loggers.csv import CSVLogger
 from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -21,6 +23,8 @@ OPTIMIZER_METRICS = ("lr", "momentum", "gradient_norm")
 class HistoryCallback(Callback):
     """Keep the metrics of each training step and of each validation.
 
+    Under torchrun a step's losses are this process's share times the number of processes; validations are of all.
+
     Attributes:
         steps: one dict of floats a training step, ``step`` counted from 1.
         validations: one dict of floats a validation, ``step`` being the number of training steps before it.
@@ -31,6 +35,14 @@ class HistoryCallback(Callback):
 
     def on_experiment_start(self, runner) -> None:
         self.steps, self.validations, self._unread, self._step = [], [], [], {}
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs: see `checkpoints.ResumeCallback`."""
+        return {"steps": self.steps, "validations": self.validations}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on after what an earlier run has kept."""
+        self.steps, self.validations = list(state["steps"]), list(state["validations"])
 
     def on_batch_end(self, runner) -> None:
         if not runner.is_train_loader:
@@ -66,8 +78,17 @@ class ProgressCallback(Callback):
     def on_experiment_start(self, runner) -> None:
         self.loss = 0.0  # of the step under way, its micro-batches added up
         steps = runner.num_epochs * len(runner.loaders["train"])
-        shown = runner.engine.is_main_process
-        self.bar = tqdm(total=steps, desc=self.description, leave=False, file=sys.stdout, disable=not shown, ncols=88)
+        hidden = {} if runner.engine.is_main_process else {"disable": True}  # not given: TQDM_DISABLE decides
+        self.bar = tqdm(total=steps, desc=self.description, leave=False, file=sys.stdout, ncols=88, **hidden)
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs: see `checkpoints.ResumeCallback`."""
+        return {"done": self.bar.n}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Let the bar begin where the earlier run's ended; its rate is that of this run."""
+        self.bar.initial = self.bar.n = state["done"]
+        self.bar.refresh()
 
     def on_batch_end(self, runner) -> None:
         if not runner.is_train_loader:
@@ -97,6 +118,17 @@ class ValidationLogger(ConsoleLogger):
             steps = runner.epoch_step * len(runner.loaders["train"])
             line = "  ".join(f"{key} {float(value):.4g}" for key, value in shown.items())
             tqdm.write(f"step {steps:>4}, validation: {line}")
+
+
+class EpochCSVLogger(CSVLogger):
+    """Catalyst's CSV files, one a loader and a row an epoch; a resumed run adds its rows below those that are there."""
+
+    def __init__(self, logdir: str | Path):
+        super().__init__(str(logdir), use_logdir_postfix=True)
+
+    def _make_header(self, metrics, loader_key) -> None:
+        if self.loggers[loader_key].tell() == 0:
+            super()._make_header(metrics, loader_key)
 
 
 class LiveCurvesCallback(Callback):

@@ -186,7 +186,8 @@ def part(
     pieces = [pieces[number - len(unread)] for number in np.sort(first[first >= len(unread)])]
     unlabelled = [*own.select(rest)["text"], *pieces][:transfer_texts]
     parts = {name: own.select(np.sort(numbers)) for name, numbers in rows.items()}
-    return {**parts, "transfer": datasets.Dataset.from_dict({"text": unlabelled})}
+    transfer = datasets.Dataset.from_dict({"text": unlabelled}, features=own.select_columns("text").features)
+    return {**parts, "transfer": transfer}
 
 
 def _check_classes(counts: Counter, parts: int) -> None:

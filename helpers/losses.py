@@ -31,7 +31,7 @@ def at_least_one(count: int | Tensor) -> int | Tensor:
 
 
 def _mean(total: Tensor, tokens: int, count: int | Tensor | None) -> Tensor:
-    return total / at_least_one(tokens if count is None else count)
+    return total / (at_least_one(tokens) if count is None else count)
 
 
 BYTES_AT_ONCE = {"cpu": 2**22}

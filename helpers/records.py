@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+WRITING = ".writing-"
+"""How the name of what is not yet written to its end begins."""
 
 
 def from_root(path: str | Path) -> Path:
@@ -47,11 +51,20 @@ def fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write beside and rename, so that a file is whole or not there."""
-    beside = file.with_name(file.name + ".writing")
-    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+@contextmanager
+def written_beside(file: Path) -> Iterator[Path]:
+    """Give a path beside `file` to write to, which then takes its place: a file is whole, the old one or the new."""
+    beside = file.with_name(WRITING + file.name)
+    yield beside
+    with beside.open("rb") as written:
+        os.fsync(written.fileno())
     os.replace(beside, file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a JSON file that is whole at any moment."""
+    with written_beside(file) as beside:
+        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, Any], timings: dict[str, float]) -> Path:

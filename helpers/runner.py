@@ -7,24 +7,31 @@ from catalyst import dl
 
 from helpers.callbacks import masked_targets
 from helpers.losses import masked_lm_loss
+from helpers.processor import fast_training
 from helpers.steps import check_finite
 
 
 class MaskedLMRunner(dl.Runner):
     """Masked-LM training of one `MaskedPositionLM`: Catalyst's custom runner at its smallest."""
 
+    def run(self):
+        with fast_training(self._model.model):
+            return super().run()
+
     def on_loader_start(self, runner):
         super().on_loader_start(runner)
-        self.total, self.count = 0.0, 0
+        self.sums = torch.zeros(2, dtype=self.engine.sum_dtype, device=self.engine.device)
 
     def handle_batch(self, batch):
         logits, _ = self.model(**batch)
         targets = masked_targets(batch)
-        loss = masked_lm_loss(logits, targets)
-        step = (self.epoch_step - 1) * self.loader_batch_len + self.loader_batch_step
+        count = self.engine.own_share(len(targets)) if self.is_train_loader else max(len(targets), 1)
+        loss = masked_lm_loss(logits, targets, count)
+        step = (self.epoch_step - 1) * self.loader_batch_len + self.loader_batch_step // self.engine.num_processes
         check_finite(loss, f"step {step}" if self.is_train_loader else f"validation {self.epoch_step}")
         self.batch_metrics["loss"] = loss
-        self.total, self.count = self.total + loss.item() * len(targets), self.count + len(targets)
+        self.sums[0] += loss.detach() * count
+        self.sums[1] += len(targets)
         if self.is_train_loader:
             self.engine.backward(loss)
             self.engine.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -33,7 +40,8 @@ class MaskedLMRunner(dl.Runner):
             self.optimizer.zero_grad()
 
     def on_loader_end(self, runner):
-        self.loader_metrics["loss"] = self.total / max(self.count, 1)
+        total, count = self.engine.reduce(self.sums, reduction="sum").tolist()
+        self.loader_metrics["loss"] = total / max(count, 1)
         super().on_loader_end(runner)
 
 
@@ -44,6 +52,10 @@ class DistilMLMRunner(dl.Runner):
     itself, so that the student, and it alone, gets its gradients synchronised when there are several processes. The
     teacher is frozen and in eval mode, without dropout, whatever Catalyst does to it.
     """
+
+    def run(self):
+        with fast_training(self._model["student"].model):
+            return super().run()
 
     def get_model(self):
         model = super().get_model()

@@ -102,6 +102,7 @@ PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
         _are_task_loss_weights,
         f"a dict from names out of {list(TASK_LOSSES)} to weights of at least 0, kl or mse above 0",
     ),
+    "PROCESSES": whole(2),
     "SEED": whole(0),
     "SEEDS": (_are_seeds, "a list of different whole numbers, each at least 0"),
     "OUTPUT_DIR": text,

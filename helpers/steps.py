@@ -7,6 +7,7 @@ import math
 import torch
 from catalyst import dl
 from catalyst.core.callback import Callback, CallbackOrder
+from torch.nn.parallel import DistributedDataParallel
 
 from helpers.batches import micro_batches
 
@@ -35,6 +36,14 @@ class FiniteLossCallback(Callback):
 
     def on_experiment_start(self, runner) -> None:
         self.steps = 0
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs: see `checkpoints.ResumeCallback`."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on counting from there."""
+        self.steps = state["steps"]
 
     def on_batch_end(self, runner) -> None:
         if not runner.is_train_loader:
@@ -68,6 +77,10 @@ class AccumulationCallback(Callback):
 
     def on_batch_start(self, runner) -> None:
         runner.engine.sync_gradients = runner.batch.get("step_ends", True)
+        # Between processes, gradients travel once a step and not once a micro-batch.
+        for model in runner.model.values() if isinstance(runner.model, dict) else [runner.model]:
+            if isinstance(model, DistributedDataParallel):
+                model.require_backward_grad_sync = runner.engine.sync_gradients
 
     def on_exception(self, runner) -> None:
         # accelerate keeps this in a class: the next run in this process would stand still.
@@ -84,7 +97,8 @@ class StepSchedulerCallback(dl.SchedulerCallback):
         super().__init__(mode="batch")
 
     def on_batch_end(self, runner) -> None:
-        if runner.engine.sync_gradients:
+        # With float16 the scaler leaves out a step whose gradient is infinite; the schedule then waits for it.
+        if runner.engine.sync_gradients and not runner.engine.optimizer_step_was_skipped:
             used = runner.batch_metrics["lr"]
             super().on_batch_end(runner)
             runner.batch_metrics["lr"] = used

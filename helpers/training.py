@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from helpers.callbacks import LOSS_WEIGHTS_FORM, LOSSES, KLDivLossCallback, PerplexityCallback, are_loss_weights
-from helpers.checkpoints import StudentCheckpointCallback
+from helpers.checkpoints import ResumeCallback, StudentCheckpointCallback
 from helpers.engine import Engine
-from helpers.history import HistoryCallback, LiveCurvesCallback, ProgressCallback, ValidationLogger
+from helpers.history import EpochCSVLogger, HistoryCallback, LiveCurvesCallback, ProgressCallback, ValidationLogger
 from helpers.models import MaskedPositionLM, head_is_untrained
-from helpers.processor import fast_training
+from helpers.provenance import ProvenanceCallback
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
 from helpers.steps import FiniteLossCallback, GradientClippingCallback, StepSchedulerCallback
 
@@ -25,10 +25,15 @@ SEED_STRIDE = 10_000
 """Catalyst seeds each epoch with the run's seed plus the epoch's number: without a stride, neighbours share masks."""
 
 
+def warmup_steps(steps: int) -> int:
+    """6 % of a run's steps."""
+    return round(0.06 * steps)
+
+
 def optimization(model: torch.nn.Module, learning_rate: float, steps: int):
-    """AdamW with weight decay 0.01, and a linear schedule: 6 % of `steps` to warm up, the rest down to zero."""
+    """AdamW with weight decay 0.01, and a linear schedule: up through `warmup_steps`, then down to zero."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
-    return optimizer, get_linear_schedule_with_warmup(optimizer, round(0.06 * steps), steps)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps(steps), steps)
 
 
 def train_masked_lm(
@@ -39,8 +44,9 @@ def train_masked_lm(
     learning_rate: float,
     seed: int,
     engine: Engine,
+    logdir: str | Path | None = None,
 ) -> HistoryCallback:
-    """Train all of a masked-LM model, in place, by `MaskedLMRunner`.
+    """Train all of a masked-LM model, in place, by `MaskedLMRunner`; go on where an earlier run in `logdir` stopped.
 
     Args:
         model: a BERT or DistilBERT with its masked-LM head.
@@ -49,17 +55,23 @@ def train_masked_lm(
         learning_rate: at the end of the warm-up.
         seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
+        logdir: gets the state to go on from, and where the run came from (see `ProvenanceCallback`); None for neither.
 
     Returns:
         The history of the run.
 
     Raises:
         FloatingPointError: the loss became NaN or infinite; the message has the step.
+        ValueError: `logdir` holds another run.
     """
     wrapped, history = MaskedPositionLM(model), HistoryCallback()
     optimizer, scheduler = optimization(wrapped, learning_rate, epochs * len(loaders["train"]))
+    settings = run_settings(loaders, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    keeping = []
+    if logdir is not None:
+        keeping = [ProvenanceCallback(logdir, settings), ResumeCallback(logdir, settings)]
     try:
-        with warnings.catch_warnings(), fast_training(model):
+        with warnings.catch_warnings():
             # Catalyst asks whether we forgot a callback: the runner does backward pass and step by itself.
             warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
             MaskedLMRunner().train(
@@ -68,7 +80,7 @@ def train_masked_lm(
                 optimizer=optimizer,
                 scheduler=scheduler,
                 loaders=loaders,
-                callbacks=[ProgressCallback("masked-LM training"), history],
+                callbacks=[ProgressCallback("masked-LM training"), history, *keeping],
                 loggers={"console": ValidationLogger()},
                 num_epochs=epochs,
                 seed=SEED_STRIDE * seed,
@@ -77,6 +89,12 @@ def train_masked_lm(
         engine.free_memory()
         model.cpu().eval()
     return history
+
+
+def run_settings(loaders: dict[str, DataLoader], **settings) -> dict:
+    """What tells one run from another, whatever makes it: these settings, and how the steps are cut."""
+    train = loaders["train"]
+    return settings | {"batch_size": train.batch_size, "steps_per_epoch": len(train)}
 
 
 def loss_callbacks(weights: dict[str, float], temperature: float) -> list[dl.Callback]:
@@ -131,6 +149,8 @@ def distill(
 ) -> HistoryCallback:
     """Distil the teacher into the student, in place; the student ends with the weights of its best validation.
 
+    A run that was stopped goes on after its last epoch, if it is called again with the same `logdir` and settings.
+
     Args:
         teacher: a masked-LM model; it is left without `requires_grad`.
         student: a masked-LM model of the same vocabulary.
@@ -141,8 +161,10 @@ def distill(
         temperature: of the KL loss.
         seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
-        logdir: gets ``best/`` and ``last/`` (students that `transformers` loads), and metrics as CSV and TensorBoard.
-        callbacks: further ones, after those that every distillation has.
+        logdir: gets ``best/`` and ``last/`` (students that `transformers` loads), metrics as CSV and TensorBoard, the
+            state to go on from, and where the run came from (see `ProvenanceCallback`).
+        callbacks: further ones, after those that every distillation has. To go on exactly, one with a state of its own
+            needs `state_dict` and `load_state_dict`.
         loggers: further ones by name, beside the CSV and TensorBoard files that Catalyst writes into `logdir`.
         draw: from (steps, validations) to a figure that is shown while training goes on.
 
@@ -150,7 +172,8 @@ def distill(
         The history of the run.
 
     Raises:
-        ValueError: the losses, or teacher and student, do not fit (see `loss_callbacks` and `check_pair`).
+        ValueError: the losses, or teacher and student, do not fit (see `loss_callbacks` and `check_pair`), or `logdir`
+            holds another run.
         FloatingPointError: a loss became NaN or infinite; the message has the step.
     """
     measures = loss_callbacks(loss_weights, temperature)
@@ -158,7 +181,10 @@ def distill(
     models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
     optimizer, scheduler = optimization(models["student"], learning_rate, epochs * len(loaders["train"]))
     history = HistoryCallback()
+    options = {"loss_weights": loss_weights, "temperature": temperature}
+    settings = run_settings(loaders, epochs=epochs, learning_rate=learning_rate, seed=seed, **options)
     callbacks = [
+        ProvenanceCallback(logdir, settings),
         *measures,
         PerplexityCallback(),
         FiniteLossCallback(),
@@ -170,26 +196,26 @@ def distill(
         ProgressCallback("distillation"),
         history,
         *callbacks,
+        ResumeCallback(logdir, settings, model_key="student"),
     ]
     if draw is not None:
         callbacks.append(LiveCurvesCallback(history, draw))
     try:
-        with fast_training(student):
-            DistilMLMRunner().train(
-                engine=engine,
-                model=models,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                loaders=loaders,
-                callbacks=callbacks,
-                loggers={"console": ValidationLogger(), **(loggers or {})},
-                logdir=str(logdir),
-                num_epochs=epochs,
-                seed=SEED_STRIDE * seed,
-                valid_loader="valid",
-                valid_metric="loss",
-                minimize_valid_metric=True,
-            )
+        DistilMLMRunner().train(
+            engine=engine,
+            model=models,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            loaders=loaders,
+            callbacks=callbacks,
+            loggers={"console": ValidationLogger(), "csv": EpochCSVLogger(logdir), **(loggers or {})},
+            logdir=str(logdir),
+            num_epochs=epochs,
+            seed=SEED_STRIDE * seed,
+            valid_loader="valid",
+            valid_metric="loss",
+            minimize_valid_metric=True,
+        )
     finally:
         engine.free_memory()
         student.cpu().eval()

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -83,10 +84,16 @@ def imported_helpers(code: str) -> set[str]:
     return names
 
 
+def as_python(cell: str) -> str:
+    """A cell as Python parses it: shell and magic as calls, the body of a %%cell by itself."""
+    body = cell.partition("\n")[2] if cell.startswith("%%") else cell
+    return TransformerManager().transform_cell(body)
+
+
 def sources_sha256(notebook: nbformat.NotebookNode) -> str:
     """A hash of the notebook's code and of every helper that it imports, directly or not."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    found, new = set(), imported_helpers("\n".join(cells))
+    found, new = set(), imported_helpers("\n".join(map(as_python, cells)))
     while new:
         found |= new
         texts = [(ROOT / "helpers" / f"{name}.py").read_text(encoding="utf-8") for name in new]

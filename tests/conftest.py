@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 import yaml
 
 import tiny_teacher
@@ -15,6 +16,12 @@ from helpers.models import load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 matplotlib.use("agg")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session")

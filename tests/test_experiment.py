@@ -113,23 +113,6 @@ def test_models_are_made_once_and_others_beside_them(parameters, capsys):
     assert len(list(teacher.folder.parent.iterdir())) == 1
 
 
-def test_an_interrupted_run_is_made_anew_and_its_checkpoints_stay(parameters, monkeypatch):
-    teacher = experiment.ensure_teacher(parameters)
-    distill = experiment.distill
-
-    def interrupted(*args, logdir, **kwargs):
-        distill(*args, logdir=logdir, **kwargs)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "distill", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.ensure_student(parameters, teacher)
-    monkeypatch.setattr(experiment, "distill", distill)
-    student = experiment.ensure_student(parameters, teacher)
-    assert (student.folder / "logs.interrupted-1" / "best" / "model.safetensors").is_file()
-    assert (student.folder / "logs" / "best" / "model.safetensors").is_file()
-
-
 def test_a_damaged_student_is_named_and_nothing_is_overwritten(parameters):
     teacher = experiment.ensure_teacher(parameters)
     student = experiment.ensure_student(parameters, teacher)

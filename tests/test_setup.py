@@ -104,6 +104,11 @@ def test_requirements_resolve(python, tmp_path):
 def test_imported_helpers_are_found():
     code = "from helpers import data, plots\nfrom helpers.engine import Engine\nimport helpers.losses\nimport torch"
     assert run.imported_helpers(code) == {"data", "plots", "engine", "losses"}
+    cells = [
+        "%%program\nfrom helpers import data\nif True:\n    pass",
+        "%env A=1\n!{run} -C\nfrom helpers import plots",
+    ]
+    assert run.imported_helpers("\n".join(map(run.as_python, cells))) == {"data", "plots"}
 
 
 def notebook(*code, title="# 01 Title\nTime: about 1 minute on two CPU cores"):

@@ -417,7 +417,7 @@ def test_a_metric_of_a_step_with_nothing_masked_spoils_nothing():
             return batch["s_logits"].sum() / count
 
     class Runner:
-        engine, batch_metrics, loader_metrics = Engine("no", cpu=True), {}, {}
+        engine, is_train_loader, batch_metrics, loader_metrics = Engine("no", cpu=True), False, {}, {}
 
     share, runner = Share("share"), Runner()
     share.on_loader_start(runner)

@@ -1,0 +1,627 @@
+"""Runs that stop and go on, runs of several processes, and runs from config files."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from catalyst import dl
+from catalyst.contrib.scripts.run import process_configs
+from safetensors.torch import load_file
+
+from conftest import ROOT
+from helpers import checkpoints, data, experiment, launch, models, training
+from helpers.engine import Engine
+
+CONFIGS = ROOT / "notebooks" / "configs"
+OPTIONS = {"epochs": 4, "learning_rate": 5e-3, "loss_weights": {"kl": 0.6, "mlm": 0.4}, "temperature": 1.0, "seed": 0}
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StopsAt(dl.Callback):
+    """Raise in a training batch, counted from 1 over the run, before its step."""
+
+    def __init__(self, batch):
+        super().__init__(order=1)
+        self.left = batch
+
+    def on_batch_end(self, runner):
+        if runner.is_train_loader:
+            self.left -= 1
+            if self.left == 0:
+                raise StoppedError
+
+
+@pytest.fixture(autouse=True)
+def _state_after_each_epoch(monkeypatch):
+    monkeypatch.setattr(training, "ResumeCallback", partial(checkpoints.ResumeCallback, seconds=0))
+
+
+@pytest.fixture
+def tiny(tiny):
+    teacher, tokenizer = tiny
+    with torch.no_grad():
+        torch.manual_seed(0)
+        teacher.cls.predictions.transform.dense.weight += 0.01
+    return teacher, tokenizer
+
+
+@pytest.fixture
+def loaders(tiny, sentences):
+    return data.masked_lm_loaders(sentences, tiny[1], max_length=16, batch_size=4, steps_per_epoch=5, valid_masks=10**6)
+
+
+def distil(tiny, loaders, logdir, layers=(0, 3), **changes):
+    student = models.extract_student(tiny[0], list(layers))
+    engine = Engine("no", cpu=True)
+    history = training.distill(tiny[0], student, loaders, engine=engine, logdir=logdir, **OPTIONS | changes)
+    return student, history
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def files(folder):
+    return {file: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("batch", [6, 13, 20])
+def test_a_distillation_that_was_stopped_ends_as_one_that_was_not(tiny, loaders, tmp_path, batch, capsys):
+    whole, history = distil(tiny, loaders, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        distil(tiny, loaders, tmp_path / "stopped", callbacks=[StopsAt(batch)])
+    resumed, again = distil(tiny, loaders, tmp_path / "stopped", callbacks=[StopsAt(100)])
+    assert f"Goes on after epoch {(batch - 1) // 5} of 4" in capsys.readouterr().out
+    assert_equal_weights(whole.state_dict(), resumed.state_dict())
+    assert history.steps == again.steps
+    assert history.validations == again.validations
+    for name in ("train", "valid", "_epoch_"):
+        file = Path("csv_logger") / f"{name}.csv"
+        assert (tmp_path / "whole" / file).read_text() == (tmp_path / "stopped" / file).read_text()
+    # Called once more it has nothing to do, and gives the same.
+    finished, third = distil(tiny, loaders, tmp_path / "stopped", callbacks=[StopsAt(1)])
+    assert_equal_weights(whole.state_dict(), finished.state_dict())
+    assert third.steps == history.steps
+
+
+def test_masked_lm_training_that_was_stopped_ends_as_one_that_was_not(tiny, loaders, tmp_path, monkeypatch):
+    options = {"epochs": 3, "learning_rate": 5e-3, "seed": 0}
+
+    def train(logdir):
+        model = models.extract_student(tiny[0], [0, 3])
+        training.train_masked_lm(model, loaders, engine=Engine("no", cpu=True), logdir=logdir, **options)
+        return model.state_dict()
+
+    whole = train(tmp_path / "whole")
+    epochs = []
+
+    def stops(self, runner):
+        epochs.append(runner.epoch_step)
+        if len(epochs) == 2:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.ProgressCallback, "on_epoch_end", stops)
+        with pytest.raises(StoppedError):
+            train(tmp_path / "stopped")
+    assert_equal_weights(whole, train(tmp_path / "stopped"))
+
+
+def test_an_interrupted_student_goes_on_and_a_finished_one_is_found(parameters, monkeypatch, capsys):
+    teacher = experiment.ensure_teacher(parameters)
+    whole = experiment.ensure_student(parameters | {"OUTPUT_DIR": parameters["OUTPUT_DIR"] + "-2"}, teacher)
+    with monkeypatch.context() as patch:
+        distill = experiment.distill
+        patch.setattr(experiment, "distill", lambda *a, **k: distill(*a, **k, callbacks=[StopsAt(5)]))
+        with pytest.raises(StoppedError):
+            experiment.ensure_student(parameters, teacher)
+    resumed = experiment.ensure_student(parameters, teacher)
+    assert "Goes on after epoch 2 of 4" in capsys.readouterr().out
+    assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert whole.steps == resumed.steps
+    assert experiment.ensure_student(parameters, teacher).found
+
+
+@pytest.fixture
+def stopped(tiny, loaders, tmp_path):
+    with pytest.raises(StoppedError):
+        distil(tiny, loaders, tmp_path / "run", callbacks=[StopsAt(8)])
+    return tmp_path / "run"
+
+
+def test_a_kill_amid_a_write_leaves_the_file_before_it(tiny, loaders, stopped, tmp_path, monkeypatch):
+    before = (stopped / "state.pt").read_bytes()
+
+    def torn(state, file):
+        Path(file).write_bytes(b"half of a st")
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", torn)
+        with pytest.raises(StoppedError):
+            distil(tiny, loaders, stopped)
+    assert (stopped / "state.pt").read_bytes() == before
+    (stopped / ".writing-folder").mkdir()
+    whole, _ = distil(tiny, loaders, tmp_path / "whole")
+    resumed, _ = distil(tiny, loaders, stopped)
+    assert_equal_weights(whole.state_dict(), resumed.state_dict())
+    assert not list(stopped.glob(".writing-*"))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def pickled(file):
+    torch.save({"settings": Evil()}, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (truncated, {}, r"state\.pt: damaged, or no state of a run"),
+        (pickled, {}, r"state\.pt: damaged, or no state of a run"),
+        (
+            None,
+            {"learning_rate": 1e-3},
+            r"state\.pt: of another run, with learning_rate 0\.005 where this one has 0\.001",
+        ),
+        (
+            None,
+            {"layers": (0, 1, 3)},
+            r"of another model: distilbert\.transformer\.layer\.2\S+ is not there",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_named_and_stays(tiny, loaders, stopped, monkeypatch, change, options, message):
+    monkeypatch.chdir(stopped.parent)
+    if change:
+        change(stopped / "state.pt")
+    before = files(stopped)
+    with pytest.raises(ValueError, match=message):
+        distil(tiny, loaders, stopped, **options)
+    after = files(stopped)
+    assert all(after[file] == contents for file, contents in before.items())
+    assert not Path("executed").exists()
+
+
+def test_a_disk_without_room_and_a_logdir_that_cannot_be_written_are_said_first(tiny, loaders, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        distil(tiny, loaders, tmp_path / "file" / "logs", callbacks=[StopsAt(1)])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**5))
+    with pytest.raises(OSError, match=r"logs: 0\.00 GB are free, and the run writes up to 0\.0\d GB"):
+        distil(tiny, loaders, tmp_path / "logs", callbacks=[StopsAt(1)])
+
+
+def test_a_state_is_written_no_more_often_than_said(tiny, loaders, tmp_path, monkeypatch):
+    written, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: (written.append(state["epoch"]), save(state, file)))
+    distil(tiny, loaders, tmp_path / "each")
+    assert written == [1, 2, 3, 4]
+    monkeypatch.setattr(training, "ResumeCallback", checkpoints.ResumeCallback)
+    distil(tiny, loaders, tmp_path / "last")
+    assert written[4:] == [4]
+
+
+def test_a_logdir_tells_where_the_run_came_from(tiny, loaders, stopped):
+    distil(tiny, loaders, stopped)
+    assert not (stopped / "run-3").exists()
+    for run in (stopped / "run-1", stopped / "run-2"):
+        settings = json.loads((run / "config.json").read_text())
+        assert settings == OPTIONS | {"batch_size": 4, "steps_per_epoch": 5}
+        packages = (run / "packages.txt").read_text()
+        assert f"torch=={torch.__version__.split('+')[0]}" in packages
+        assert "catalyst==22.4" in packages
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (run / "revision.txt").read_text() == (head.stdout or head.stderr)
+        assert (run / "uncommitted.diff").exists()
+        with zipfile.ZipFile(run / "code.zip") as code:
+            assert code.read("helpers/losses.py") == (ROOT / "helpers" / "losses.py").read_bytes()
+
+
+# One program for the runs of several processes: the student's weights, losses and sums, with masks drawn once and
+# without dropout, so that nothing is left that a process could draw otherwise.
+PROGRAM = """
+import json, os, sys
+import torch
+from catalyst import dl
+from torch.utils.data import DataLoader
+from helpers import data, models, training
+from helpers.batches import EndlessShuffle
+from helpers.engine import Engine, is_main_process
+
+training.ResumeCallback.__init__.__defaults__ = (None, 0)  # a state after each epoch
+folder, csv, out, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+engine = Engine("no", cpu=not options.get("gpu"))
+teacher, tokenizer = models.load_teacher(folder)
+with torch.no_grad():
+    teacher.cls.predictions.transform.dense.weight += 0.01
+student = models.extract_student(teacher, [0, 3])
+for module in student.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+made = data.masked_lm_loaders(data.read_texts(csv), tokenizer, max_length=16, batch_size=8, valid_masks=10**6)
+rows, collate = made["valid"].dataset, made["valid"].collate_fn
+order = EndlessShuffle(len(rows), 6 * 8, 0)
+loaders = {"train": DataLoader(rows, 8, sampler=order, collate_fn=collate), "valid": made["valid"]}
+
+class Watch(dl.Callback):
+    sums, losses, masked, rows = [], [], [], 0
+    def on_batch_end(self, runner):
+        if runner.is_train_loader:
+            self.losses.append(runner.engine.reduce(runner.batch_metrics["loss"].detach(), "mean").item())
+            own = (runner.batch["labels"] != -100).sum().float()
+            self.masked.append(runner.engine.gather(own[None]).tolist())
+        else:
+            self.rows += len(runner.batch["input_ids"])
+    def on_loader_end(self, runner):
+        if runner.is_train_loader:
+            own = torch.stack([w.detach().double().sum() for w in runner.model["student"].parameters()]).sum()
+            self.sums.append(runner.engine.gather(own[None]).tolist())
+    def on_epoch_end(self, runner):
+        is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if options.get("die") == [runner.engine.process_index, runner.epoch_step] and is_first_start:
+            raise RuntimeError("this process dies")
+
+watch = Watch(order=100)
+weights = {"kl": 0.5, "mlm": 0.3, "cosine": 0.2}
+history = training.distill(teacher, student, loaders, engine=engine, epochs=3, learning_rate=2e-3, loss_weights=weights,
+                           temperature=1.0, seed=0, logdir=out, callbacks=[watch])
+seen = engine.reduce(torch.tensor(watch.rows, device=engine.device), "sum").item()
+if is_main_process():
+    result = {"sums": watch.sums, "losses": watch.losses, "masked": watch.masked, "validations": history.validations}
+    result |= {"validated": seen, "valid_rows": len(rows), "processes": engine.num_processes}
+    open(out + "/result.json", "w").write(json.dumps(result))
+"""
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+    # Else torch 2.13 gives all starts one store, in which a new process may find the address of a dead one.
+    variables = environment() | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory, tiny_folder):
+    file = tmp_path_factory.mktemp("program") / "program.py"
+    file.write_text(PROGRAM)
+
+    def arguments(out, **options):
+        return [file, tiny_folder, ROOT / "tests" / "data" / "sentences.csv", out, json.dumps(options)]
+
+    return arguments
+
+
+def finish(process, timeout=120):
+    out, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, out[-4000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(program, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "logs"
+    finish(torchrun("--standalone", "--nproc-per-node=1", *program(out)))
+    return out
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def assert_same_run(one, many):
+    """The run of several processes is that of one, but for rounding."""
+    first, second = result(one), result(many)
+    assert (first["processes"], second["processes"]) == (1, 2)
+    assert all(len(set(sums)) == 1 for sums in second["sums"]), "the processes' students differ"
+    assert max(abs(a - b) for a, b in zip(first["losses"], second["losses"], strict=True)) < 1e-4
+    assert any(a != b for a, b in second["masked"]), "the processes' counts have to differ to test anything"
+    assert [sum(pair) for pair in second["masked"]] == [pair[0] for pair in first["masked"]]
+    for a, b in zip(first["validations"], second["validations"], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["perplexity"] == pytest.approx(a["perplexity"], rel=1e-4)
+    assert second["validated"] == first["validated"] == 3 * first["valid_rows"]
+    assert first["valid_rows"] % 8, "the last batch has to be one that cannot be shared evenly"
+    assert_near_weights(one, many)
+
+
+def test_two_processes_learn_what_one_learns(alone, program, tmp_path):
+    finish(torchrun("--standalone", "--nproc-per-node=2", *program(tmp_path / "logs")))
+    assert_same_run(alone, tmp_path / "logs")
+    # A state of two processes is gone on with by one: there is nothing left to do, and the weights are the same.
+    (tmp_path / "logs" / "result.json").unlink()
+    out = finish(torchrun("--standalone", "--nproc-per-node=1", *program(tmp_path / "logs")))
+    assert "Goes on after epoch 3 of 3" in out
+
+
+def assert_near_weights(one, other):
+    weights, others = (load_file(out / "best" / "model.safetensors") for out in (one, other))
+    for name, weight in weights.items():
+        # Softmax ignores the key biases: their gradient is rounding, which AdamW blows up to full steps.
+        assert "k_lin.bias" in name or torch.allclose(weight, others[name], atol=1e-3), name
+
+
+def test_a_process_that_dies_stops_the_others_and_leaves_what_a_restart_goes_on_from(alone, program, tmp_path):
+    began = time.monotonic()
+    process = torchrun("--standalone", "--nproc-per-node=2", *program(tmp_path / "logs", die=[1, 2]))
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "RuntimeError: this process dies" in out
+    assert time.monotonic() - began < 90, "some thirty seconds are the start; the others stop within a minute"
+    state = torch.load(tmp_path / "logs" / "state.pt", weights_only=True)
+    assert state["epoch"] in (1, 2)
+    finish(torchrun("--standalone", "--nproc-per-node=2", *program(tmp_path / "logs")))
+    assert_near_weights(alone, tmp_path / "logs")
+    assert not list((tmp_path / "logs").glob(".writing-*"))
+
+
+def test_torchrun_starts_a_run_again_and_it_goes_on(alone, program, tmp_path):
+    arguments = program(tmp_path / "logs", die=[0, 2])
+    out = finish(torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=1", *arguments))
+    assert "RuntimeError: this process dies" in out
+    assert "Goes on after epoch 1 of 3" in out
+    assert_near_weights(alone, tmp_path / "logs")
+
+
+@pytest.mark.slow
+def test_two_agents_of_one_process_learn_what_one_learns(alone, program, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rendezvous = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test"]
+    rendezvous += [f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]
+    agents = [torchrun(*rendezvous, *program(tmp_path / "logs")) for _ in range(2)]
+    for agent in agents:
+        finish(agent)
+    assert_same_run(alone, tmp_path / "logs")
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_named(program, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = torchrun("--nproc-per-node=1", f"--master-port={port}", *program(tmp_path / "logs"))
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "EADDRINUSE" in out or "address already in use" in out.lower()
+    assert str(port) in out
+
+
+def config(tmp_path, tiny_folder, name="mine", **changes):
+    """tiny.yml with the teacher in place and an OUTPUT_DIR of its own."""
+    file = tmp_path / f"{name}.yml"
+    values = {"TEACHER": str(tiny_folder), "OUTPUT_DIR": str(tmp_path / name)} | changes
+    file.write_text(yaml.safe_dump({"parameters": values}))
+    return [CONFIGS / "distill.yml", CONFIGS / "tiny.yml", file]
+
+
+def catalyst_run(configs, **options):
+    command = [str(Path(sys.executable).parent / "catalyst-run"), "-C", *map(str, configs)]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options
+    )
+
+
+def logdir(tmp_path, name="mine"):
+    (folder,) = (tmp_path / name / "05_multi_gpu_launch").glob("student-*")
+    return folder
+
+
+def parameters_of(configs):
+    merged = process_configs(configs)["parameters"]
+    return {name: value for name, value in merged.items() if name.isupper()}
+
+
+def test_a_config_file_gives_what_the_notebook_api_gives(tmp_path, tiny_folder):
+    configs = config(tmp_path, tiny_folder)
+    finish(catalyst_run(configs))
+    # In a process of one thread, as the other was.
+    code = (
+        "import json, sys; from helpers import experiment; p = json.loads(sys.argv[1]);"
+        "t = experiment.ensure_teacher(p); s = experiment.ensure_student(p, t); print(s.folder)"
+    )
+    values = parameters_of(configs) | {"OUTPUT_DIR": str(tmp_path / "notebook")}
+    command = [sys.executable, "-c", code, json.dumps(values)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, cwd=ROOT)
+    folder = Path(done.stdout.splitlines()[-1])
+    by_config = logdir(tmp_path)
+    for name in ("train", "valid"):
+        one, other = (pd.read_csv(path / "csv_logger" / f"{name}.csv") for path in (by_config, folder / "logs"))
+        assert len(one) == 4
+        pd.testing.assert_frame_equal(one, other)
+    assert_equal_weights(load_file(by_config / "best" / "model.safetensors"), load_file(folder / "model.safetensors"))
+    assert (by_config / "best" / "tokenizer.json").is_file()
+    # What is in the logdir is enough to run it again.
+    kept = json.loads((by_config / "run-1" / "config.json").read_text())
+    assert kept == json.loads(json.dumps(process_configs(configs)))
+    with zipfile.ZipFile(by_config / "run-1" / "code.zip") as code:
+        assert {"distill.yml", "tiny.yml", "mine.yml"} <= set(code.namelist())
+
+
+def test_a_config_file_runs_on_two_processes(tmp_path, tiny_folder):
+    # The teacher's head is trained by both, too; each share of a batch is computed in four parts.
+    configs = config(tmp_path, tiny_folder)
+    configs.insert(1, CONFIGS / "accumulate.yml")
+    script = ["-m", "catalyst.contrib.scripts.run", "-C", *configs]
+    out = finish(torchrun("--standalone", "--nproc-per-node=2", *script))
+    assert "2 processes" in out
+    losses = pd.read_csv(logdir(tmp_path) / "csv_logger" / "valid.csv")["loss"]
+    assert len(losses) == 4
+    assert losses.iloc[-1] < losses.iloc[0]
+    (teacher,) = (tmp_path / "mine" / "02_student_extraction").glob("teacher-*/training.json")
+    heads = [validation["loss"] for validation in json.loads(teacher.read_text())["validations"]]
+    assert heads[-1] < heads[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["amp", "fp32", "mse", "accumulate"])
+def test_overlays_run(overlay, tmp_path, tiny_folder):
+    configs = config(tmp_path, tiny_folder)
+    out = finish(catalyst_run([configs[0], CONFIGS / f"{overlay}.yml", *configs[1:]]))
+    losses = pd.read_csv(logdir(tmp_path) / "csv_logger" / "valid.csv")
+    assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
+    assert ("bfloat16" in out) or overlay != "amp"
+    assert ("mse" in losses) == (overlay == "mse")
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.stem)
+def test_config_files_name_what_is_there(file):
+    merged = process_configs([CONFIGS / "distill.yml", file])
+    assert list(launch.config_faults(merged)) == []
+    from helpers.settings import PARAMETERS
+
+    for name, value in merged["parameters"].items():
+        assert not name.isupper() or PARAMETERS[name][0](value), name
+
+
+def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_folder, monkeypatch):
+    file = tmp_path / "wrong.yml"
+    file.write_text(
+        "calbacks: {}\nstudent: {layrs: 2}\nrunner: {_target_: helpers.runner.DistilMLMRuner}\n"
+        "callbacks: {kl: {_target_: helpers.calbacks.KLDivLossCallback}}\nparameters: {MAX_STEPZ: 3}\n"
+    )
+    configs = [CONFIGS / "distill.yml", file]
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    values = {name: value for name, value in process_configs(configs)["parameters"].items() if name.isupper()}
+    with pytest.raises(SystemExit) as stopped:
+        launch.parameters(**values)
+    for said in (
+        "wrong.yml: there is no section 'calbacks'; did you mean callbacks?",
+        "student: student takes no 'layrs'; did you mean layers?",
+        "runner: there is no helpers.runner.DistilMLMRuner; did you mean helpers.runner.DistilMLMRunner?",
+        "callbacks.kl: there is no helpers.calbacks.KLDivLossCallback; did you mean helpers.callbacks?",
+        "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?",
+    ):
+        assert said in str(stopped.value)
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", str(configs[0])])
+    del values["MAX_STEPZ"]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SystemExit, match="BATCH_SIZE is 64: 3 processes cannot share it evenly"):
+        launch.parameters(**values)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit, match=r"CORPUS is nowhere\.csv: no such file"):
+        launch.parameters(**values | {"CORPUS": "nowhere.csv"})
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(
+        ValueError, match="4 processes on this machine, but 1 GPU: start torchrun with --nproc-per-node=1"
+    ):
+        Engine("no")
+
+
+def kill_at(process, folder, moment):
+    """Kill -9 after `moment` seconds, or, for "write", when the second state is seen being written."""
+    if moment == "write":
+        states = []
+        while not states:
+            assert process.poll() is None, "the run ended before it could be killed"
+            states = list(folder.glob("05_multi_gpu_launch/student-*/state.pt"))
+        while not states[0].with_name(".writing-state.pt").exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+    else:
+        time.sleep(moment)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def killed_and_resumed(tmp_path, tiny_folder, moments, steps):
+    """Whether each killed run, gone on with, ends with the weights of one that was not killed."""
+    changes = {"MAX_STEPS": steps}
+    began = time.monotonic()
+    finish(catalyst_run(config(tmp_path, tiny_folder, "whole", **changes)))
+    seconds = time.monotonic() - began
+    whole = load_file(logdir(tmp_path, "whole") / "best" / "model.safetensors")
+    outcomes = []
+    for number, moment in enumerate(moments):
+        name = f"killed-{number}"
+        configs = config(tmp_path, tiny_folder, name, **changes)
+        at = moment if moment == "write" else moment * seconds
+        kill_at(catalyst_run(configs), tmp_path / name, at)
+        out = finish(catalyst_run(configs))
+        weights = load_file(logdir(tmp_path, name) / "best" / "model.safetensors")
+        outcomes.append((moment, "Goes on" in out, all(torch.equal(w, weights[key]) for key, w in whole.items())))
+    return outcomes
+
+
+def test_a_killed_run_goes_on(tmp_path, tiny_folder):
+    ((_, went_on, equal),) = killed_and_resumed(tmp_path, tiny_folder, ["write"], steps=60)
+    assert went_on
+    assert equal
+
+
+@pytest.mark.slow
+def test_ten_killed_runs_go_on(tmp_path, tiny_folder):
+    generator = random.Random(0)
+    moments = ["write", "write", *(generator.uniform(0.4, 0.9) for _ in range(8))]
+    outcomes = killed_and_resumed(tmp_path, tiny_folder, moments, steps=400)
+    print(outcomes)
+    assert all(equal for _, _, equal in outcomes)
+    assert sum(went_on for _, went_on, _ in outcomes) >= 5
+
+
+def gpu_steps(precision, tiny, loaders, folder):
+    """The student's output types and the losses of a distillation on a GPU."""
+    types, head = set(), models.MaskedPositionLM.head
+
+    def watched(self, hidden):
+        logits = head(self, hidden)
+        types.add(logits.dtype)
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models.MaskedPositionLM, "head", watched)
+        student = models.extract_student(tiny[0], [0, 3])
+        history = training.distill(tiny[0], student, loaders, engine=Engine(precision), logdir=folder, **OPTIONS)
+    return types, history.validations
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_mixed_precision_on_a_gpu(precision, dtype, tiny, loaders, tmp_path):
+    types, validations = gpu_steps(precision, tiny, loaders, tmp_path / "mixed")
+    assert types == {dtype}
+    _, reference = gpu_steps("no", tiny, loaders, tmp_path / "float32")
+    assert validations[-1]["loss"] == pytest.approx(reference[-1]["loss"], rel=0.05)
+
+
+@pytest.mark.gpu
+def test_nccl_with_one_process(alone, program, tmp_path):
+    out = finish(torchrun("--standalone", "--nproc-per-node=1", *program(tmp_path / "logs", gpu=True)))
+    assert "cuda" in out
+    assert result(tmp_path / "logs")["losses"] == pytest.approx(result(alone)["losses"], abs=1e-3)
