@@ -4,7 +4,7 @@ PARTS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: tutorial test test-slow lab setup notebooks bench bench-report
+.PHONY: tutorial test test-slow lab setup notebooks results bench bench-report
 
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
 	@$(BIN)/python notebooks/run.py tutorial $(NOTEBOOKS)
@@ -22,6 +22,9 @@ lab: setup  ## open JupyterLab on the notebooks
 
 notebooks: setup  ## run the committed notebooks anew, in place
 	@$(BIN)/python notebooks/run.py regenerate $(NOTEBOOKS)
+
+results: setup  ## write what notebook 06 measured into the README
+	@$(BIN)/python notebooks/results.py
 
 bench: .venv/.bench  ## measure speed and memory beside other ways to distil; PARTS="speed reading" for some of it
 	@$(BIN)/python tests/bench/run.py $(PARTS)

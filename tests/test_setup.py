@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
+import results
 import run
 
 
@@ -68,6 +69,12 @@ def test_readmes_results_are_the_committed_notebooks():
         assert f"| {name} | {accuracy:.1%} | {perplexity:.1f} | {overlap:.2f} |" in readme
     assert f"{record['validations'][-1]['step']} steps" in readme
     assert f"{record['valid_masked_tokens']:,} masked tokens" in readme
+
+
+def test_readmes_evaluation_is_that_of_notebook_06():
+    metadata = nbformat.read(results.NOTEBOOK, as_version=4).metadata
+    (found,) = results.BETWEEN.findall(read("README.md"))
+    assert found == results.section(metadata["record"], metadata["timings"])
 
 
 def test_readmes_control_is_the_long_one():
