@@ -514,7 +514,7 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
     configs = [CONFIGS / "distill.yml", file]
     monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
     monkeypatch.setenv("WORLD_SIZE", "1")
-    values = {name: value for name, value in process_configs(configs)["parameters"].items() if name.isupper()}
+    values = parameters_of(configs)
     with pytest.raises(SystemExit) as stopped:
         launch.parameters(**values)
     for said in (
