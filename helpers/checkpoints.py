@@ -9,19 +9,24 @@ import pickle
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from catalyst.core.callback import Callback, CallbackOrder, ICheckpointCallback
+from catalyst.core.logger import ILogger
+from huggingface_hub import ModelCard
 from safetensors.torch import load_model
 
 from helpers.models import quiet_transformers
 from helpers.records import WRITING, written_beside
 
 
-def save_folder(folder: Path, *savers) -> None:
+def save_folder(folder: Path, *savers, card: ModelCard | None = None) -> None:
     """Let each saver's ``save_pretrained`` write into a folder beside `folder`, then move the files into place.
+
+    A model card goes beside them as README.md, where the hub reads it.
 
     Each file is whole at any moment: the one from before, or the new one.
     """
@@ -29,6 +34,8 @@ def save_folder(folder: Path, *savers) -> None:
     with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=WRITING) as writing:
         for saver in savers:
             saver.save_pretrained(writing)
+        if card is not None:
+            card.save(Path(writing) / "README.md")
         for file in sorted(Path(writing).iterdir()):
             os.replace(file, folder / file.name)
 
@@ -46,11 +53,19 @@ class StudentCheckpointCallback(ICheckpointCallback):
         metric_key: the validation metric that is to become small.
         model_key: the student's key in the runner's dict of models.
         tokenizer: saved beside the student, if there is one.
+        card: from the steps so far and the validation metrics to the model card of the student.
     """
 
-    def __init__(self, logdir: str | Path, metric_key: str = "loss", model_key: str = "student", tokenizer=None):
+    def __init__(
+        self,
+        logdir: str | Path,
+        metric_key: str = "loss",
+        model_key: str = "student",
+        tokenizer=None,
+        card: Callable[[int, dict[str, float]], ModelCard] | None = None,
+    ):
         super().__init__()
-        self.logdir, self.metric_key, self.model_key = Path(logdir), metric_key, model_key
+        self.logdir, self.metric_key, self.model_key, self.card = Path(logdir), metric_key, model_key, card
         self.beside = [] if tokenizer is None else [tokenizer]
 
     def on_experiment_start(self, runner) -> None:
@@ -74,10 +89,12 @@ class StudentCheckpointCallback(ICheckpointCallback):
         if not runner.engine.is_main_process:
             return
         student = runner.engine.unwrap_model(runner.model[self.model_key])
-        save_folder(self.logdir / "last", student, *self.beside)
+        steps = runner.epoch_step * len(runner.loaders["train"])
+        card = None if self.card is None else self.card(steps, runner.epoch_metrics["valid"])
+        save_folder(self.logdir / "last", student, *self.beside, card=card)
         if score < self.best_score:
             self.best_score = score
-            save_folder(self.logdir / "best", student, *self.beside)
+            save_folder(self.logdir / "best", student, *self.beside, card=card)
 
     def on_experiment_end(self, runner) -> None:
         """Go back to the best weights, so that what is used afterwards is what was chosen."""
@@ -92,9 +109,10 @@ class ResumeCallback(Callback):
     It is written after an epoch: the last one, and any other if the file before it is older than `seconds`.
 
     The file holds the trained model, its optimizer and schedule, float16's loss scaler, the number of the epoch, and
-    the state of every callback that has `state_dict` and `load_state_dict`. Random numbers and the place in the data
-    are functions of the seed and the epoch's number (Catalyst seeds each epoch, `EndlessShuffle` orders it), so on one
-    processor a run that was stopped ends with the very weights of one that was not. The number of processes may change.
+    the state of every callback and logger that has `state_dict` and `load_state_dict`. Random numbers and the place in
+    the data are functions of the seed and the epoch's number (Catalyst seeds each epoch, `EndlessShuffle` orders it),
+    so on one processor a run that was stopped ends with the very weights of one that was not. The number of processes
+    may change.
 
     All processes of a run need to see the file: on several machines, a folder that they share.
 
@@ -182,13 +200,20 @@ class ResumeCallback(Callback):
                 f"{self.file}: of another model: {name} is {kept.get(name, 'not there')} in it, and "
                 f"{own.get(name, 'not there')} here. Nothing was overwritten: take another logdir."
             )
+        parts = self._with_state(runner)
+        unknown, left = parts.keys() - state["callbacks"], state["callbacks"].keys() - parts
+        if unknown or (left and runner.engine.is_main_process):  # the other processes have no loggers
+            raise ValueError(
+                f"{self.file}: of another run, with the callbacks and loggers {', '.join(state['callbacks'])} where "
+                f"this one has {', '.join(parts)}. Nothing was overwritten: take another logdir, or move that one away."
+            )
         model.load_state_dict(state["model"])
         runner.optimizer.load_state_dict(state["optimizer"])
         runner.scheduler.load_state_dict(state["scheduler"])
         if runner.engine.scaler is not None and state["scaler"] is not None:
             runner.engine.scaler.load_state_dict(state["scaler"])
-        for name, callback in self._with_state(runner).items():
-            callback.load_state_dict(state["callbacks"][name])
+        for name, part in parts.items():
+            part.load_state_dict(state["callbacks"][name])
         runner.epoch_step, runner.batch_step, runner.sample_step = (state[key] for key in COUNTERS)
         runner.need_early_stop = state["stopped"]
         for loader in runner.loaders.values():
@@ -196,11 +221,10 @@ class ResumeCallback(Callback):
         if runner.engine.is_main_process:
             print(f"Goes on after epoch {runner.epoch_step} of {runner.num_epochs}, from {self.file.name}.")
 
-    def _with_state(self, runner) -> dict[str, Callback]:
-        with_state = [
-            c for c in runner.callbacks.values() if hasattr(c, "state_dict") and hasattr(c, "load_state_dict")
-        ]
-        return {f"{number} {type(callback).__name__}": callback for number, callback in enumerate(with_state)}
+    def _with_state(self, runner) -> dict[str, Callback | ILogger]:
+        parts = [*runner.callbacks.values(), *runner.loggers.values()]
+        with_state = [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
+        return {f"{type(part).__name__} {number}": part for number, part in enumerate(with_state, 1)}
 
     def on_epoch_end(self, runner) -> None:
         is_last = runner.epoch_step == runner.num_epochs or runner.need_early_stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -221,7 +222,8 @@ def masked_lm_loaders(
         tokenizer: a fast tokenizer with [CLS], [SEP], [MASK] and [PAD].
         max_length: tokens in a row, [CLS] and [SEP] included.
         batch_size: rows in a batch.
-        steps_per_epoch: training batches that Catalyst counts as one epoch; by default one pass over the rows.
+        steps_per_epoch: training batches that Catalyst counts as one epoch; by default as many as one pass over the
+            rows needs, the last one filled up from the next pass.
         pack: lay the texts end to end, [SEP] between them, and cut rows of `max_length`, so that next to nothing is
             padding. Otherwise one row a text, cut at `max_length` and padded to the longest of its batch.
         probability: share of the tokens that are masked.
@@ -258,7 +260,8 @@ def masked_lm_loaders(
     with without_bars():
         # Not cached: `datasets` cannot see the generator's state, on which the result depends.
         valid = valid.map(with_labels, batched=True, load_from_cache_file=False, keep_in_memory=True)
-    samples = steps_per_epoch * batch_size if steps_per_epoch else len(train)
+    # Whole batches: of a smaller last one, some of several processes would get nothing.
+    samples = (steps_per_epoch or math.ceil(len(train) / batch_size)) * batch_size
     return {
         "train": DataLoader(
             train.with_format("numpy"),

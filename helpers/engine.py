@@ -55,8 +55,8 @@ def wait_for_everyone() -> None:
 
 
 def _check_processes() -> None:
-    """Raise a ValueError where torchrun has started more processes here than there are GPUs."""
-    started, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    """Raise a ValueError where torchrun has started more processes here than there are GPUs; Apple's is one."""
+    started, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), max(torch.cuda.device_count(), 1)
     if started > gpus:
         raise ValueError(
             f"{started} processes on this machine, but {gpus} GPU{'s' * (gpus != 1)}: start torchrun with "
@@ -90,12 +90,13 @@ class Engine(dl.Engine):
         reason = "as asked"
         if mixed_precision is None:
             mixed_precision, reason = fastest_precision(cpu)
-        if torch.cuda.is_available() and not cpu:
+        cpu = cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        if not cpu:
             _check_processes()
         super().__init__(
             mixed_precision=mixed_precision,
             # accelerate looks for other processes on processors only where it is told that there is nothing else.
-            cpu=cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            cpu=cpu,
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from helpers.cards import model_card
 from helpers.checkpoints import save_folder
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
 from helpers.engine import Engine, is_main_process, wait_for_everyone
@@ -71,7 +73,7 @@ def corpus_loaders(
 class Trained:
     """A model on the CPU in eval mode, its tokenizer, the history of its training and the folder that holds it.
 
-    `found` is True where an earlier run left it there.
+    `seconds` is what the training took since it was last started; `found` is True where an earlier run left the model.
     """
 
     model: PreTrainedModel
@@ -83,8 +85,10 @@ class Trained:
     found: bool = False
 
 
-def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], Trained]) -> Trained:
-    """Take a model from its folder, or make it and save it there, the record of its training last.
+def _ensure(
+    folder: Path, values: dict[str, Any], what: str, make: Callable[[], Trained], card: Callable[[Trained], ModelCard]
+) -> Trained:
+    """Take a model from its folder, or make it and save it there with its card, the record of its training last.
 
     Under torchrun all processes make it together, and one of them prints and saves.
     """
@@ -108,7 +112,7 @@ def _ensure(folder: Path, values: dict[str, Any], what: str, make: Callable[[], 
         print(f"{what}: making {where}.")
     made = make()
     if is_main_process():
-        save_folder(folder, made.model, made.tokenizer)
+        save_folder(folder, made.model, made.tokenizer, card=card(made))
         training = {"parameters": values, "steps": made.steps, "validations": made.validations}
         write_json(marker, training | {"timings": {"seconds": made.seconds}})
     wait_for_everyone()
@@ -125,12 +129,16 @@ def _teacher_values(parameters: dict[str, Any], trained: bool) -> dict[str, Any]
     }
 
 
-def ensure_teacher(parameters: dict[str, Any]) -> Trained:
+def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> Trained:
     """The teacher with a masked-LM head that works.
 
     A checkpoint that has its head is taken as it is. Where the head is missing, the model is trained on CORPUS for
     TEACHER_STEPS of TEACHER_BATCH_SIZE, once: ``OUTPUT_DIR/02_student_extraction/teacher-<fingerprint>`` keeps it.
     SEED and BATCH_SIZE have no part in it, so that students of several seeds and batches have one teacher.
+
+    Args:
+        parameters: checked parameters.
+        engine: where and in which precision to train it; None takes what the hardware does fast.
     """
     model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]))
     most = model.config.max_position_embeddings
@@ -148,20 +156,20 @@ def ensure_teacher(parameters: dict[str, Any]) -> Trained:
         steps = parameters["TEACHER_STEPS"]
         settings = {**parameters, "BATCH_SIZE": parameters["TEACHER_BATCH_SIZE"]}
         loaders = corpus_loaders(settings, tokenizer, steps, TEACHER_SEED)
-        engine, start = Engine(), time.perf_counter()
+        own_engine, start = engine or Engine(), time.perf_counter()
         history = train_masked_lm(
             model,
             loaders,
             epochs=split_steps(steps)[0],
             learning_rate=TEACHER_LEARNING_RATE,
             seed=TEACHER_SEED,
-            engine=engine,
+            engine=own_engine,
             logdir=folder / "logs",
         )
         seconds = time.perf_counter() - start
         return Trained(model, tokenizer, history.steps, history.validations, folder, seconds)
 
-    return _ensure(folder, values, "Teacher with a trained head", make)
+    return _ensure(folder, values, "Teacher with a trained head", make, lambda made: _card(parameters, made))
 
 
 def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> Trained:
@@ -204,7 +212,40 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
         seconds = time.perf_counter() - start
         return Trained(student, teacher.tokenizer, history.steps, history.validations, folder, seconds)
 
-    return _ensure(folder, values, "Distilled student", make)
+    return _ensure(folder, values, "Distilled student", make, lambda made: _card(parameters, made, layers))
+
+
+def card(
+    parameters: dict[str, Any], title: str, steps: int, metrics: dict[str, float], layers: list[int] | None = None
+) -> ModelCard:
+    """The card of a student of these layers after that many steps; without layers, of a teacher with a trained head.
+
+    Args:
+        parameters: those that it was trained with.
+        title: the card's heading.
+        steps: optimizer steps.
+        metrics: of the validation part, by name.
+        layers: the teacher's layers that it was copied from.
+    """
+    settings = {"tokens in a block": parameters["MAX_LENGTH"], "steps": steps}
+    if layers is None:
+        what = "A BERT whose masked-LM head, which its checkpoint lacked, was trained together with its encoder."
+        settings |= {"blocks in a batch": parameters["TEACHER_BATCH_SIZE"], "learning rate": TEACHER_LEARNING_RATE}
+    else:
+        weights = {name: weight for name, weight in parameters["LOSS_WEIGHTS"].items() if weight > 0}
+        how = "trained by masked LM alone" if set(weights) == {"mlm"} else "distilled from it"
+        what = f"A DistilBERT of its teacher's layers {layers}, {how}."
+        settings |= {"blocks in a batch": parameters["BATCH_SIZE"], "learning rate": parameters["LEARNING_RATE"]}
+        settings |= {"losses": weights, "temperature": parameters["TEMPERATURE"], "seed": parameters["SEED"]}
+    corpus = "stanfordnlp/imdb" if parameters["CORPUS"] == "bundled" else parameters["CORPUS"]
+    source = {"teacher": parameters["TEACHER"], "corpus": corpus}
+    return model_card(title, "fill-mask", what, **source, settings=settings, metrics=metrics)
+
+
+def _card(parameters: dict[str, Any], made: Trained, layers: list[int] | None = None) -> ModelCard:
+    best = min(made.validations, key=lambda validation: validation["loss"])
+    metrics = {name: value for name, value in best.items() if name != "step"}
+    return card(parameters, made.folder.name, len(made.steps), metrics, layers)
 
 
 def chosen_layers(layers: int | list[int], teacher_layers: int) -> list[int]:

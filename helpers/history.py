@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 from catalyst.core.callback import Callback, CallbackOrder
 from catalyst.loggers.console import ConsoleLogger
@@ -15,6 +17,9 @@ from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tqdm import tqdm
+from tqdm.notebook import tqdm as widget_tqdm
+
+from helpers.records import written_beside
 
 OPTIMIZER_METRICS = ("lr", "momentum", "gradient_norm")
 """Metrics of a step as a whole. All others are sums over tokens, and those of its micro-batches add up."""
@@ -68,6 +73,17 @@ class HistoryCallback(Callback):
         self._unread = []
 
 
+def progress_bar(total: int, description: str, **options) -> tqdm:
+    """A bar that is gone when it is closed: a widget where a Jupyter server shows it to someone, else a line of text.
+
+    Papermill and nbclient would keep the widget in the notebook, where nothing draws it any more.
+    """
+    # A Jupyter server names the notebook's session to the kernels that it starts.
+    if "JPY_SESSION_NAME" in os.environ or "google.colab" in sys.modules:
+        return widget_tqdm(total=total, desc=description, leave=False, **options)
+    return tqdm(total=total, desc=description, leave=False, file=sys.stdout, ncols=88, **options)
+
+
 class ProgressCallback(Callback):
     """One bar for the whole run, gone when it ends, with the running loss beside it."""
 
@@ -79,7 +95,7 @@ class ProgressCallback(Callback):
         self.loss = 0.0  # of the step under way, its micro-batches added up
         steps = runner.num_epochs * len(runner.loaders["train"])
         hidden = {} if runner.engine.is_main_process else {"disable": True}  # not given: TQDM_DISABLE decides
-        self.bar = tqdm(total=steps, desc=self.description, leave=False, file=sys.stdout, ncols=88, **hidden)
+        self.bar = progress_bar(steps, self.description, **hidden)
 
     def state_dict(self) -> dict:
         """What a resumed run needs: see `checkpoints.ResumeCallback`."""
@@ -121,14 +137,36 @@ class ValidationLogger(ConsoleLogger):
 
 
 class EpochCSVLogger(CSVLogger):
-    """Catalyst's CSV files, one a loader and a row an epoch; a resumed run adds its rows below those that are there."""
+    """Catalyst's CSV files, one a loader and a row an epoch, each row once however often a run is stopped and resumed.
+
+    The rows are kept here, and a file is written whole each time. Upstream's are appended to: a run that goes on from a
+    state older than its last row would write that row again.
+    """
 
     def __init__(self, logdir: str | Path):
         super().__init__(str(logdir), use_logdir_postfix=True)
+        self.rows: dict[str, list[dict[str, float]]] = {}
 
-    def _make_header(self, metrics, loader_key) -> None:
-        if self.loggers[loader_key].tell() == 0:
-            super()._make_header(metrics, loader_key)
+    def state_dict(self) -> dict:
+        """What a resumed run needs: see `checkpoints.ResumeCallback`."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up the rows of an earlier run, and leave no others in the files."""
+        self.rows = state["rows"]
+        for loader_key in self.rows:
+            self._write(loader_key)
+
+    def log_metrics(self, metrics, scope, runner) -> None:
+        # Not at the epoch's end: that is logged after the callbacks, so the state would be without the row.
+        if scope == "loader":
+            row = {key: float(metrics[key]) for key in sorted(metrics)}
+            self.rows.setdefault(runner.loader_key, []).append({"step": runner.epoch_step, **row})
+            self._write(runner.loader_key)
+
+    def _write(self, loader_key: str) -> None:
+        with written_beside(Path(self.logdir) / f"{loader_key}.csv") as beside:
+            pd.DataFrame(self.rows[loader_key]).to_csv(beside, index=False)
 
 
 class LiveCurvesCallback(Callback):

@@ -12,16 +12,19 @@ import os
 import pkgutil
 import pydoc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from catalyst import dl
 from catalyst.contrib.scripts.run import parse_args, process_configs
+from huggingface_hub import ModelCard
 
 from helpers.engine import is_main_process
 from helpers.experiment import Trained, chosen_layers, corpus_loaders, split_steps
+from helpers.experiment import card as experiment_card
 from helpers.models import MaskedPositionLM, extract_student
 from helpers.records import fingerprint, from_root, identity
 from helpers.settings import check_parameters
@@ -154,6 +157,12 @@ def student(trained: Trained, layers: int | list[int]) -> MaskedPositionLM:
     """A student of some of the teacher's layers, as the runner takes it."""
     chosen = chosen_layers(layers, trained.model.config.num_hidden_layers)
     return MaskedPositionLM(extract_student(trained.model, chosen))
+
+
+def card(trained: Trained, values: dict[str, Any], logdir: str) -> Callable[[int, dict[str, float]], ModelCard]:
+    """From steps and validation metrics to the student's model card."""
+    layers = chosen_layers(values["LAYERS"], trained.model.config.num_hidden_layers)
+    return partial(experiment_card, values, Path(logdir).name, layers=layers)
 
 
 def loaders(trained: Trained, values: dict[str, Any]) -> dict:

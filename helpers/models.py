@@ -218,7 +218,8 @@ def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = 
             same shape with BERT's own random initialization, from torch's global seed.
 
     Returns:
-        The student in eval mode, float32, sharing no memory with the teacher.
+        The student in eval mode, float32, sharing no memory with the teacher. Its config names the layers that it was
+        copied from as ``teacher_layers``.
 
     Raises:
         ValueError: layers out of range, repeated, not ascending or none; or unknown `weights`.
@@ -229,7 +230,16 @@ def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = 
     student = DistilBertForMaskedLM(student_config(teacher, len(layers)))
     if weights == "teacher":
         student.load_state_dict(student_state_dict(teacher, layers))
+        student.config.teacher_layers = list(layers)
     return student.eval()
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The sha256 of all weights' bytes, in their order: what tells one model from another of the same shape."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 ROWS_TO_A_MULTIPLE_OF = 64

@@ -57,7 +57,8 @@ class ProvenanceCallback(Callback):
     def on_experiment_start(self, runner) -> None:
         if not runner.engine.is_main_process:
             return
-        folder = self.logdir / f"run-{1 + len(list(self.logdir.glob('run-*')))}"
+        before = [int(number) for run in self.logdir.glob("run-*") if (number := run.name[4:]).isdigit()]
+        folder = self.logdir / f"run-{1 + max(before, default=0)}"
         folder.mkdir(parents=True)
         write_json(folder / "config.json", self.config)
         lines = [f"# Python {platform.python_version()}", *packages()]

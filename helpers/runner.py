@@ -36,7 +36,8 @@ class MaskedLMRunner(dl.Runner):
             self.engine.backward(loss)
             self.engine.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
-            self.scheduler.step()
+            if not self.engine.optimizer_step_was_skipped:  # as float16's loss scaler does at an infinite gradient
+                self.scheduler.step()
             self.optimizer.zero_grad()
 
     def on_loader_end(self, runner):

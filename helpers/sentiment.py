@@ -89,6 +89,10 @@ def load_baseline(name_or_path: str, labels: Sequence[str], seed: int):
 class ClassifierRunner(dl.Runner):
     """Run a classifier on a batch and leave its logits in ``self.batch``, for the callbacks."""
 
+    def run(self):
+        with fast_training(self._model):
+            return super().run()
+
     def handle_batch(self, batch):
         logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         self.batch = {**batch, "s_logits": logits}
@@ -200,7 +204,7 @@ def train_classifier(
     optimizer, scheduler = optimization(classifier, learning_rate, epochs * len(loaders["train"]))
     history = HistoryCallback()
     try:
-        with warnings.catch_warnings(), fast_training(classifier):
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
             ClassifierRunner().train(
                 engine=engine,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from catalyst import dl
 from catalyst.core.logger import ILogger
@@ -16,7 +18,7 @@ from helpers.callbacks import LOSS_WEIGHTS_FORM, LOSSES, KLDivLossCallback, Perp
 from helpers.checkpoints import ResumeCallback, StudentCheckpointCallback
 from helpers.engine import Engine
 from helpers.history import EpochCSVLogger, HistoryCallback, LiveCurvesCallback, ProgressCallback, ValidationLogger
-from helpers.models import MaskedPositionLM, head_is_untrained
+from helpers.models import MaskedPositionLM, head_is_untrained, weights_sha256
 from helpers.provenance import ProvenanceCallback
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
 from helpers.steps import FiniteLossCallback, GradientClippingCallback, StepSchedulerCallback
@@ -92,9 +94,18 @@ def train_masked_lm(
 
 
 def run_settings(loaders: dict[str, DataLoader], **settings) -> dict:
-    """What tells one run from another, whatever makes it: these settings, and how the steps are cut."""
+    """What tells one run from another, whatever makes it: these settings, the rows, and how the steps are cut."""
     train = loaders["train"]
-    return settings | {"batch_size": train.batch_size, "steps_per_epoch": len(train)}
+    cut = {"batch_size": train.batch_size, "steps_per_epoch": len(train)}
+    return settings | cut | {"rows": _rows_sha256(train.dataset)}
+
+
+def _rows_sha256(rows: Sequence[Mapping]) -> str:
+    """Of how many rows of ``input_ids`` there are, and of a thousand of them: a moment, whatever their number."""
+    digest = hashlib.sha256(str(len(rows)).encode())
+    for number in np.linspace(0, len(rows) - 1, 1000).astype(int):
+        digest.update(np.asarray(rows[int(number)]["input_ids"], dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def loss_callbacks(weights: dict[str, float], temperature: float) -> list[dl.Callback]:
@@ -181,7 +192,9 @@ def distill(
     models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
     optimizer, scheduler = optimization(models["student"], learning_rate, epochs * len(loaders["train"]))
     history = HistoryCallback()
-    options = {"loss_weights": loss_weights, "temperature": temperature}
+    options = {"loss_weights": loss_weights, "temperature": temperature, "teacher": weights_sha256(teacher)}
+    # Not the student's weights: who runs a cell again after an interrupt passes the student as it then was.
+    options |= {"layers": getattr(student.config, "teacher_layers", None)}
     settings = run_settings(loaders, epochs=epochs, learning_rate=learning_rate, seed=seed, **options)
     callbacks = [
         ProvenanceCallback(logdir, settings),

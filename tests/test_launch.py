@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from conftest import ROOT
 from helpers import checkpoints, data, experiment, launch, models, training
 from helpers.engine import Engine
+from helpers.history import HistoryCallback
 
 CONFIGS = ROOT / "notebooks" / "configs"
 OPTIONS = {"epochs": 4, "learning_rate": 5e-3, "loss_weights": {"kl": 0.6, "mlm": 0.4}, "temperature": 1.0, "seed": 0}
@@ -92,13 +94,33 @@ def test_a_distillation_that_was_stopped_ends_as_one_that_was_not(tiny, loaders,
     assert_equal_weights(whole.state_dict(), resumed.state_dict())
     assert history.steps == again.steps
     assert history.validations == again.validations
-    for name in ("train", "valid", "_epoch_"):
+    for name in ("train", "valid"):
         file = Path("csv_logger") / f"{name}.csv"
         assert (tmp_path / "whole" / file).read_text() == (tmp_path / "stopped" / file).read_text()
     # Called once more it has nothing to do, and gives the same.
     finished, third = distil(tiny, loaders, tmp_path / "stopped", callbacks=[StopsAt(1)])
     assert_equal_weights(whole.state_dict(), finished.state_dict())
     assert third.steps == history.steps
+
+
+def test_a_resumed_run_has_each_row_of_its_metrics_once_where_its_state_is_older(tiny, loaders, tmp_path):
+    _, history = distil(tiny, loaders, tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    with pytest.raises(StoppedError):
+        distil(tiny, loaders, stopped, callbacks=[StopsAt(8)])
+    after_one_epoch = (stopped / "state.pt").read_bytes()
+    with pytest.raises(StoppedError):
+        distil(tiny, loaders, stopped, callbacks=[StopsAt(13)])
+    assert pd.read_csv(stopped / "csv_logger" / "valid.csv")["step"].tolist() == [1, 2, 3]
+    (stopped / "state.pt").write_bytes(after_one_epoch)
+    with pytest.raises(StoppedError):
+        distil(tiny, loaders, stopped, callbacks=[StopsAt(3)])
+    assert pd.read_csv(stopped / "csv_logger" / "valid.csv")["step"].tolist() == [1]
+    _, again = distil(tiny, loaders, stopped, callbacks=[StopsAt(100)])
+    for name in ("train", "valid"):
+        file = Path("csv_logger") / f"{name}.csv"
+        assert (stopped / file).read_text() == (tmp_path / "whole" / file).read_text()
+    assert again.validations == history.validations
 
 
 def test_masked_lm_training_that_was_stopped_ends_as_one_that_was_not(tiny, loaders, tmp_path, monkeypatch):
@@ -165,6 +187,9 @@ def test_a_kill_amid_a_write_leaves_the_file_before_it(tiny, loaders, stopped, t
     assert not list(stopped.glob(".writing-*"))
 
 
+SETTINGS = {"the settings of": "all runs"}
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -188,10 +213,12 @@ def pickled(file):
             {"learning_rate": 1e-3},
             r"state\.pt: of another run, with learning_rate 0\.005 where this one has 0\.001",
         ),
+        (None, {"layers": (0, 2)}, r"of another run, with layers \[0, 3\] where this one has \[0, 2\]"),
+        (None, {"layers": (0, 1, 3)}, r"of another model: distilbert\.transformer\.layer\.2\S+ is not there"),
         (
             None,
-            {"layers": (0, 1, 3)},
-            r"of another model: distilbert\.transformer\.layer\.2\S+ is not there",
+            {"callbacks": [HistoryCallback()]},
+            r"HistoryCallback 4, EpochCSVLogger 5 where this one has \S.*HistoryCallback 5, EpochCSVLogger 6",
         ),
     ],
 )
@@ -199,12 +226,33 @@ def test_a_state_that_does_not_fit_is_named_and_stays(tiny, loaders, stopped, mo
     monkeypatch.chdir(stopped.parent)
     if change:
         change(stopped / "state.pt")
+    if "of another model" in message:  # as of a student whose config does not say what it was copied from
+        monkeypatch.setattr(training, "run_settings", lambda *args, **settings: SETTINGS)
+        distil(tiny, loaders, stopped.with_name("other"), callbacks=[])
+        shutil.copy(stopped.with_name("other") / "state.pt", stopped / "state.pt")
     before = files(stopped)
     with pytest.raises(ValueError, match=message):
         distil(tiny, loaders, stopped, **options)
     after = files(stopped)
     assert all(after[file] == contents for file, contents in before.items())
     assert not Path("executed").exists()
+
+
+def test_another_teacher_and_another_corpus_make_another_run(tiny, loaders, sentences, stopped):
+    others = data.masked_lm_loaders(
+        sentences.select(range(1, len(sentences))),
+        tiny[1],
+        max_length=16,
+        batch_size=4,
+        steps_per_epoch=5,
+        valid_masks=10**6,
+    )
+    with pytest.raises(ValueError, match=r"state\.pt: of another run, with rows '\w{64}'"):
+        distil(tiny, others, stopped)
+    with torch.no_grad():
+        tiny[0].bert.encoder.layer[1].output.dense.bias += 1e-3
+    with pytest.raises(ValueError, match=r"state\.pt: of another run, with teacher '\w{64}'"):
+        distil(tiny, loaders, stopped)
 
 
 def test_a_disk_without_room_and_a_logdir_that_cannot_be_written_are_said_first(tiny, loaders, tmp_path, monkeypatch):
@@ -232,7 +280,9 @@ def test_a_logdir_tells_where_the_run_came_from(tiny, loaders, stopped):
     assert not (stopped / "run-3").exists()
     for run in (stopped / "run-1", stopped / "run-2"):
         settings = json.loads((run / "config.json").read_text())
-        assert settings == OPTIONS | {"batch_size": 4, "steps_per_epoch": 5}
+        digests = [settings.pop(name) for name in ("rows", "teacher")]
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests)
+        assert settings == OPTIONS | {"batch_size": 4, "steps_per_epoch": 5, "layers": [0, 3]}
         packages = (run / "packages.txt").read_text()
         assert f"torch=={torch.__version__.split('+')[0]}" in packages
         assert "catalyst==22.4" in packages
@@ -535,9 +585,10 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
         launch.parameters(**values | {"CORPUS": "nowhere.csv"})
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+@pytest.mark.parametrize("kind", [torch.cuda, torch.backends.mps])
+def test_more_processes_than_gpus_are_refused(kind, monkeypatch):
+    monkeypatch.setattr(kind, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(kind is torch.cuda))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(
         ValueError, match="4 processes on this machine, but 1 GPU: start torchrun with --nproc-per-node=1"
