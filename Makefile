@@ -4,7 +4,7 @@ PARTS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: tutorial test test-slow lab setup notebooks results bench bench-report
+.PHONY: tutorial test test-slow test-browser lab setup notebooks results bench bench-report
 
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
 	@$(BIN)/python notebooks/run.py tutorial $(NOTEBOOKS)
@@ -12,10 +12,16 @@ tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBO
 test: setup  ## lint, then all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n 2
 
 test-slow: .venv/.bench  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/.browser  ## JupyterLab and the report in Chromium, which is installed where apt-get may do it
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } || \
+		{ echo "Chromium is missing: sudo apt-get install chromium, or Google Chrome's own package"; exit 1; }
+	@$(BIN)/python -m pytest -m browser
 
 lab: setup  ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
@@ -44,4 +50,8 @@ setup: .venv/.installed  ## only install
 
 .venv/.bench: .venv/.installed
 	@$(BIN)/python -m pip install --quiet --editable ".[dev,bench]"
+	@touch $@
+
+.venv/.browser: .venv/.installed
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,browser]"
 	@touch $@

@@ -75,7 +75,12 @@ def csv_dialect(path: Path, wanted: dict[str, str | int]) -> tuple[str, str, lis
         raise ValueError(f"{path}: the file is empty. A header row and at least two texts are needed.")
     # The default refuses a field of more than 131,072 characters. The limit is the whole process's: never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    firsts = {separator: next(csv.reader(text.splitlines()[:1], delimiter=separator)) for separator in SEPARATORS}
+
+    def rows(separator: str) -> list[list[str]]:
+        # Rows, not lines: a text of the first row may hold a line break.
+        return list(islice(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 2))
+
+    firsts = {separator: rows(separator)[0] for separator in SEPARATORS}
     if any(isinstance(field, int) for field in wanted.values()):
         firsts = {separator: [str(number) for number in range(len(row))] for separator, row in firsts.items()}
     separator, columns = max(
@@ -84,7 +89,7 @@ def csv_dialect(path: Path, wanted: dict[str, str | int]) -> tuple[str, str, lis
     for parameter, field in wanted.items():
         if str(field) not in columns:
             raise ValueError(f"{path}: no column {field!r}. Its columns are {columns}: set {parameter} to one of them.")
-    second = list(islice(csv.reader(io.StringIO(text), delimiter=separator), 2))[-1]
+    second = rows(separator)[-1]
     if len(second) > len(columns):
         # pandas would take the first columns of such a file for an index, and another column for the text.
         raise ValueError(

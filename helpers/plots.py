@@ -104,9 +104,11 @@ def seed_points(
 
 
 def contender_colors(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: the teacher's for what is called teacher, for others those of matplotlib's "Dark2"."""
+    """A colour for each name: the teacher's for what is called teacher, for others matplotlib's "Dark2" or, if they are
+    more than it has, "tab20", whose neighbours are a dark and a light one of the same hue."""
+    names = list(names)
     green, _, *more = colormaps["Dark2"].colors  # the second is too near to the teacher's
-    others = cycle([green, *more])
+    others = cycle([green, *more] if len(names) <= 7 else colormaps["tab20"].colors)
     return {name: TEACHER if "teacher" in name.lower() else to_hex(next(others)) for name in names}
 
 

@@ -67,15 +67,21 @@ def write_json(file: Path, value: Any) -> None:
         beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def record_name(parameters: dict[str, Any]) -> str:
+    """The fingerprint of a notebook's parameters and of the files that they name; OUTPUT_DIR has no part in it."""
+    settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
+    contents = {key: identity(settings[key]) for key in ("TEACHER", "CORPUS") if key in settings}
+    contents |= {"LABELLED_CORPUS": _identities(settings["LABELLED_CORPUS"])} if "LABELLED_CORPUS" in settings else {}
+    return fingerprint(settings | contents)
+
+
 def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, Any], timings: dict[str, float]) -> Path:
     """Write what a notebook measured to ``OUTPUT_DIR/notebook/metrics.json``.
 
     The same goes into ``metrics-<fingerprint>.json``, which a run with other parameters leaves alone.
     """
     settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
-    contents = {key: identity(settings[key]) for key in ("TEACHER", "CORPUS") if key in settings}
-    contents |= {"LABELLED_CORPUS": _identities(settings["LABELLED_CORPUS"])} if "LABELLED_CORPUS" in settings else {}
-    name = fingerprint(settings | contents)
+    name = record_name(parameters)
     folder = from_root(parameters["OUTPUT_DIR"]) / notebook
     folder.mkdir(parents=True, exist_ok=True)
     record = {"parameters": settings, "fingerprint": name, **metrics, "timings": timings}

@@ -23,6 +23,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbval.plugin import coalesce_streams
 
+import html_report
+import parameter_table
+import setup_cell
 from helpers.plots import distillation_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,8 +94,15 @@ def as_python(cell: str) -> str:
 
 
 def sources_sha256(notebook: nbformat.NotebookNode) -> str:
-    """A hash of the notebook's code and of every helper that it imports, directly or not."""
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    """A hash of the notebook's code and of every helper that it imports, directly or not.
+
+    Not of the set-up cell, which does nothing here: another address makes no output stale.
+    """
+    cells = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", [])
+    ]
     found, new = set(), imported_helpers("\n".join(map(as_python, cells)))
     while new:
         found |= new
@@ -119,7 +129,7 @@ def record_of(path: Path, root: Path) -> dict:
 def execute(path: Path, target: Path, root: Path) -> bool:
     """Run a notebook, `root` being the repository, and write it to `target`; True if it ran.
 
-    A committed notebook keeps its record. One that failed goes to artifacts/stopped.
+    The notebook keeps its record. One that failed goes to artifacts/stopped.
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -156,7 +166,7 @@ def execute(path: Path, target: Path, root: Path) -> bool:
     if error is not None:
         target = ROOT / "artifacts" / "stopped" / path.name
         print(f"\n{error}\nThe notebook up to there: {target.relative_to(ROOT)}")
-    elif target == path:
+    else:
         record = record_of(path, root)
         notebook.metadata |= {"timings": record.pop("timings"), "record": record}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +199,8 @@ def tutorial(numbers: list[str]) -> int:
             return 1
         print(f"\n{path.stem}: {(time.monotonic() - start) / 60:.1f} minutes")
     print("\nDone. The notebooks are in artifacts/tutorial/, models and records in artifacts/.")
+    front = html_report.write(COPIES, ROOT / "artifacts" / "report")
+    print(f"The report, for a browser: {front}")
     return 0
 
 
@@ -199,6 +211,8 @@ def regenerate(numbers: list[str]) -> int:
     run of all has left.
     """
     paths = committed(numbers)
+    setup_cell.write()
+    parameter_table.write()
     clean_copy(keep_artifacts=bool(numbers))
     for path in paths:
         print(f"\n{path.stem}", flush=True)

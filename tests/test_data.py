@@ -95,6 +95,40 @@ def test_read_texts_names_what_is_wrong(tmp_path, content, error, message):
     assert "bad.csv" in str(caught.value)
 
 
+# Rows in the form of lenta-ru-news.csv.gz, invented: quotes, line breaks and commas within texts, a row without text, a
+# repeat.
+LENTA = [
+    ("Ночью в город пришла зима", "Снег шёл всю ночь, и утром город был белым.", "Россия", "Погода"),
+    ("Музей открыл новый зал", 'Зал назвали "Северный". В нём 40 картин, из них "Пять берёз".', "Культура", "Музеи"),
+    ("Мост закрыт на ремонт", "Мост закрыт до осени.\nОбъезд отмечен знаками.", "Россия", "Все"),
+    ("Учёные сосчитали птиц", "Птиц оказалось 1 204, на треть больше, чем прежде.", "Наука и техника", "Звери"),
+    ("Поезд опоздал на сутки", "", "Россия", "Транспорт"),
+    ("Хоккеисты выиграли матч", 'Матч кончился со счётом 3:2. "Мы старались", — сказал тренер.', "Спорт", "Хоккей"),
+    ("Биржа закрылась ростом", "Индекс вырос на 1,5 процента; рубль почти не изменился.", "Экономика", "Рынки"),
+    ("В реке нашли якорь", "Якорь пролежал в реке двести лет.\n\nЕго передадут музею.", "Россия", "Находки"),
+    ("Книга вышла вновь", "Роман издали в третий раз, теперь с рисунками.", "Культура", "Книги"),
+    ("Ночью в город пришла зима", "Снег шёл всю ночь, и утром город был белым.", "Россия", "Погода"),
+    ("Программист написал игру", "Игра занимает 4 килобайта. Код открыт.", "Интернет и СМИ", ""),
+    ("Кот вернулся домой", "Кот прошёл 300 километров и вернулся к хозяйке, в Тверь.", "Из жизни", "Звери"),
+]
+
+
+def test_lentas_news_are_read_as_they_are_published(tmp_path, capsys, tiny):
+    path = tmp_path / "lenta-ru-news.csv.gz"
+    with gzip.open(path, "wt", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["url", "title", "text", "topic", "tags", "date"])
+        for number, (title, text, topic, tags) in enumerate(LENTA):
+            address = f"https://lenta.ru/news/2018/12/{number + 1:02}/example/"
+            writer.writerow([address, title, text, topic, tags, f"2018/12/{number + 1:02}"])
+    texts = data.read_texts(path)
+    assert texts["text"][:] == [text for _, text, _, _ in LENTA if text]
+    assert "lenta-ru-news.csv.gz: skipped 1 empty rows and 0 without a letter, of 12." in capsys.readouterr().out
+    assert len(data.drop_repeats(texts)) == 10
+    loaders = data.masked_lm_loaders(texts, tiny[1], max_length=16, batch_size=4)
+    assert len(next(iter(loaders["train"]))["input_ids"]) == 4
+
+
 def test_bytes_that_stop_being_utf8_after_the_sample_are_named(tmp_path):
     path = tmp_path / "bad.csv"
     path.write_bytes(b"text\n" + b"plain words here\n" * 70_000 + "Ёлка\n".encode("cp1251"))

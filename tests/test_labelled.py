@@ -56,6 +56,27 @@ def test_rutweetcorps_files_are_read_as_they_are_published(tmp_path, capsys):
     assert capsys.readouterr().err == "", "no progress bar of datasets"
 
 
+def test_rutweetcorps_tweets_may_hold_quotes_and_line_breaks_also_the_first(tmp_path):
+    """As CSV writes them: a quote doubled, the whole in quotes."""
+    texts = ['ну ""вот"" и лето; ура', "первая строка\nвторая строка", "просто день"]
+    for first in range(3):
+        own = texts[first:] + texts[:first]
+        source = {
+            "negative": tweets(tmp_path / f"negative{first}.csv", own, -1),
+            "positive": tweets(tmp_path / f"positive{first}.csv", POSITIVE, 1),
+        }
+        table = labelled.read_labelled(source, text_field=3)
+        assert table["text"][:3] == [text.replace('""', '"') for text in own]
+
+
+def test_a_tweet_whose_semicolon_no_quotes_hold_is_named(tmp_path):
+    bad = tweets(tmp_path / "negative.csv", NEGATIVE, -1)
+    bad.write_text(bad.read_text(encoding="utf-8") + "1;2;name;один; и другой;-1;0;0;0;1;2;3;0\n", encoding="utf-8")
+    source = {"negative": bad, "positive": tweets(tmp_path / "positive.csv", POSITIVE, 1)}
+    with pytest.raises(ValueError, match=r"negative\.csv: not readable as CSV.*line 7"):
+        labelled.read_labelled(source, text_field=3)
+
+
 @pytest.mark.parametrize(
     ("labels", "names"),
     [

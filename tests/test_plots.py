@@ -91,3 +91,9 @@ def test_layer_map_names_each_layer():
     plots.layer_map(6, [0, 2, 5], ax)
     numbers = sorted(text.get_text() for text in ax.texts if text.get_text().isdigit())
     assert numbers == sorted("012345" + "012")
+
+
+def test_each_of_many_contenders_has_a_colour_of_its_own():
+    for count in (7, 8, 19):
+        colors = plots.contender_colors(["teacher", *(f"run {number}" for number in range(count - 1))])
+        assert len(set(colors.values())) == count

@@ -118,7 +118,7 @@ def test_imported_helpers_are_found():
     assert run.imported_helpers("\n".join(map(run.as_python, cells))) == {"data", "plots"}
 
 
-def notebook(*code, title="# 01 Title\nTime: about 1 minute on two CPU cores"):
+def notebook(*code, title="# 01 Title\n\nTime: about 1 minute on two CPU cores"):
     cells = [nbformat.v4.new_markdown_cell(title), *map(nbformat.v4.new_code_cell, code)]
     return nbformat.v4.new_notebook(cells=cells)
 
@@ -129,8 +129,11 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "broken").touch()
     counting = "with open('../count', 'a') as file:\n    _ = file.write('x')\nprint('a\\rb')"
-    one = notebook("1 + 1", counting)
-    two = notebook("from pathlib import Path", "assert not Path('../broken').exists(), 'not yet'")
+    imports = "import json\nfrom pathlib import Path"
+    record = "folder = Path('../artifacts/{}')\nfolder.mkdir(parents=True)\n"
+    record += "_ = (folder / 'metrics.json').write_text(json.dumps({{'answer': 42, 'timings': {{}}}}))"
+    one = notebook("1 + 1", counting, imports, record.format("01_one"))
+    two = notebook(imports, "assert not Path('../broken').exists(), 'not yet'", record.format("02_two"))
     nbformat.write(one, tmp_path / "notebooks" / "01_one.ipynb")
     nbformat.write(two, tmp_path / "notebooks" / "02_two.ipynb")
     monkeypatch.setattr(run, "ROOT", tmp_path)
@@ -153,11 +156,15 @@ def test_tutorial_says_what_it_does_works_on_copies_and_goes_on_where_it_was(rep
     assert {path: path.read_bytes() for path in (repository / "notebooks").iterdir()} == before
     copy = nbformat.read(repository / "artifacts" / "tutorial" / "01_one.ipynb", as_version=4)
     assert copy.cells[2].outputs[0].text == "b\n"
+    assert copy.metadata.record == {"answer": 42}
 
 
-def test_tutorial_takes_some_and_refuses_what_is_not_there(repository):
+def test_tutorial_takes_some_and_refuses_what_is_not_there(repository, capsys):
     assert run.tutorial(["01"]) == 0
     assert (repository / "count").read_text() == "x"
+    report = repository / "artifacts" / "report"
+    assert str(report / "index.html") in capsys.readouterr().out
+    assert {path.name for path in report.iterdir()} == {"index.html", "01_one.html"}
     with pytest.raises(SystemExit, match=r"no notebook 09\. There are 01, 02"):
         run.tutorial(["09"])
 

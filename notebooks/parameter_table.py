@@ -1,0 +1,76 @@
+"""Write notebooks/parameters/README.md: every parameter, as cells and `helpers.settings` have it.
+
+`make notebooks` calls this; by itself: `python notebooks/parameter_table.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import nbformat
+
+from helpers.settings import PARAMETERS
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "notebooks" / "parameters" / "README.md"
+TEXT = """\
+# Parameters
+
+A file here is one experiment. It names what differs from the notebooks' defaults, and any \
+notebook takes it:
+
+```bash
+papermill notebooks/03_runner.ipynb out.ipynb -f notebooks/parameters/rubert_lenta.yaml -p SEED 1
+```
+
+One file serves several notebooks: papermill warns of a name that this notebook does not have, and \
+nothing comes of it. A name that no notebook has, or a value that is not right, stops the notebook \
+before any work.
+
+`tiny.yaml` and `laptop.yaml` run anywhere. The files whose teacher is on the hub have been tried \
+with a tiny teacher of as many layers, not at full size: their steps and learning rates are a start.
+
+"""
+
+
+def defaults(path: Path) -> dict[str, object]:
+    """The parameters of a notebook and their values, from the cell that is tagged so."""
+    cells = nbformat.read(path, as_version=4).cells
+    (source,) = (c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+
+
+def by_notebook() -> dict[str, dict[str, object]]:
+    """For each notebook, by its number, its parameters and their defaults."""
+    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return {path.name[:2]: defaults(path) for path in paths}
+
+
+def default_cell(name: str, notebooks: dict[str, dict[str, object]]) -> str:
+    """The default, and where a notebook has another; numbers are those of the notebooks."""
+    values: dict[str, list[str]] = {}
+    for number, parameters in notebooks.items():
+        if name in parameters:
+            values.setdefault(f"`{parameters[name]!r}`", []).append(number)
+    if len(values) == 1:
+        return next(iter(values))
+    usual, *others = sorted(values, key=lambda value: -len(values[value]))
+    return "; ".join([usual, *(f"{value} in {', '.join(values[value])}" for value in others)])
+
+
+def table() -> str:
+    notebooks = by_notebook()
+    rows = [("parameter", "what it is", "right values", "default", "in notebooks"), ("---",) * 5]
+    for name, (_, right, what) in PARAMETERS.items():
+        having = [number for number, parameters in notebooks.items() if name in parameters]
+        rows.append((f"`{name}`", what, right, default_cell(name, notebooks), ", ".join(having)))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def write() -> None:
+    TARGET.write_text(TEXT + table(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
