@@ -23,6 +23,7 @@ from pygments.lexers import get_lexer_for_filename
 from traitlets.config import Config
 
 import results
+from helpers.records import WRITING
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -98,9 +99,8 @@ class Exporter(HTMLExporter):
 class Report:
     """The pages of one report, all in one folder."""
 
-    def __init__(self, folder: Path, target: Path):
+    def __init__(self, paths: list[Path], target: Path):
         self.target = target
-        paths = sorted(folder.glob(NUMBERED))
         self.notebooks = {path.stem: nbformat.read(path, as_version=4) for path in paths}
         # The set-up cell does nothing where the report is made.
         no_setup = {"enabled": True, "remove_cell_tags": {"setup"}}
@@ -113,8 +113,6 @@ class Report:
 
     def write(self) -> Path:
         """Write all pages; the front page's path."""
-        if self.target.exists():
-            shutil.rmtree(self.target)
         self.target.mkdir(parents=True)
         for stem, notebook in self.notebooks.items():
             soup = self.convert(notebook)
@@ -189,18 +187,16 @@ class Report:
             return f"{path.stem}.html" + (f"#{parts.fragment}" if parts.fragment else "")
         if path.suffix == ".ipynb" or path == ROOT / "README.md":
             return "index.html"
-        return self.write_files(path)
+        return self.write_file(path)
 
-    def write_files(self, path: Path) -> str:
-        """A page of a text file, or of those in a folder; its name."""
+    def write_file(self, path: Path) -> str:
+        """A page of a text file; its name."""
         relative = path.relative_to(ROOT)
         name = "-".join(relative.parts) + ".html"
-        body = ""
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            text = file.read_text(encoding="utf-8")
-            lexer = get_lexer_for_filename(file.name)
-            heading = html.escape(file.relative_to(ROOT).as_posix())
-            body += f"<h1>{heading}</h1>" + highlight(text, lexer, HtmlFormatter())
+        text = highlight(
+            path.read_text(encoding="utf-8"), get_lexer_for_filename(path.name), HtmlFormatter()
+        )
+        body = f"<h1>{html.escape(relative.as_posix())}</h1>{text}"
         self.write_html(name, relative.as_posix(), BACK, body)
         return name
 
@@ -330,9 +326,15 @@ RESULTS = {
 """The front page's: heading, table, and how the text alternative of the picture begins."""
 
 
-def write(folder: Path, target: Path) -> Path:
-    """Write the report of the executed notebooks in `folder`; its front page.
+def write(paths: list[Path], target: Path) -> Path:
+    """Write the report of these executed notebooks; its front page.
 
-    What was in `target` goes.
+    What was in `target` goes, when all of the new report is there.
     """
-    return Report(folder, target).write()
+    beside = target.with_name(f"{WRITING}{target.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    front = Report(paths, beside).write()
+    if target.exists():
+        shutil.rmtree(target)
+    beside.rename(target)
+    return target / front.name

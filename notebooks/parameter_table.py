@@ -24,9 +24,9 @@ notebook takes it:
 papermill notebooks/03_runner.ipynb out.ipynb -f notebooks/parameters/rubert_lenta.yaml -p SEED 1
 ```
 
-One file serves several notebooks: papermill warns of a name that this notebook does not have, and \
-nothing comes of it. A name that no notebook has, or a value that is not right, stops the notebook \
-before any work.
+One file serves several notebooks: papermill warns of a name that this notebook does not have, \
+which has no effect there. A name that no notebook has, or a value that is not right, stops the \
+notebook before any work.
 
 `tiny.yaml` and `laptop.yaml` run anywhere. The files whose teacher is on the hub have been tried \
 with a tiny teacher of as many layers, not at full size: their steps and learning rates are a start.

@@ -175,21 +175,19 @@ def execute(path: Path, target: Path, root: Path) -> bool:
 
 
 def tutorial(numbers: list[str]) -> int:
-    paths = committed(numbers)
-    notebooks = {path: nbformat.read(path, as_version=4) for path in paths}
-
     def is_done(path: Path) -> bool:
         copy = COPIES / path.name
         if not copy.exists():
             return False
-        return nbformat.read(copy, as_version=4).metadata.get("sources_sha256") == sources_sha256(
-            notebooks[path]
-        )
+        made_from = nbformat.read(copy, as_version=4).metadata.get("sources_sha256")
+        return made_from == sources_sha256(nbformat.read(path, as_version=4))
 
+    paths = committed(numbers)
     done = {path: is_done(path) for path in paths}
     print("The tutorial: each notebook runs as a copy, in artifacts/tutorial/.")
     for path in paths:
-        print(f"  {path.stem:24} {'already run' if done[path] else minutes(notebooks[path])}")
+        state = "already run" if done[path] else minutes(nbformat.read(path, as_version=4))
+        print(f"  {path.stem:24} {state}")
     for path in paths:
         if done[path]:
             continue
@@ -199,7 +197,8 @@ def tutorial(numbers: list[str]) -> int:
             return 1
         print(f"\n{path.stem}: {(time.monotonic() - start) / 60:.1f} minutes")
     print("\nDone. The notebooks are in artifacts/tutorial/, models and records in artifacts/.")
-    front = html_report.write(COPIES, ROOT / "artifacts" / "report")
+    whole = [COPIES / path.name for path in committed([]) if is_done(path)]
+    front = html_report.write(whole, ROOT / "artifacts" / "report")
     print(f"The report, for a browser: {front}")
     return 0
 

@@ -22,8 +22,10 @@ from pathlib import Path
 if importlib.util.find_spec("helpers"):
     print("Set-up: the helpers are here.")
 else:  # Colab, or another machine where this notebook is all there is
-    clone = Path("bert-distillation-catalyst").resolve()
-    if not (clone / "notebooks" / "install.py").is_file():
+    here, clone = Path("..").resolve(), Path("bert-distillation-catalyst").resolve()
+    if (here / "notebooks" / "install.py").is_file():
+        clone = here  # the repository, not installed yet
+    elif not (clone / "notebooks" / "install.py").is_file():
         address = "{address}"
         address = os.environ.get("DISTILLATION_REPOSITORY", address)
         if "/OWNER/" in address:

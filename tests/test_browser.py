@@ -19,6 +19,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 import html_report
+import run
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = ROOT / "artifacts" / "browser"
@@ -178,7 +179,7 @@ print("steps taken:", len(history.steps))
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_report_is_whole_and_nothing_is_cut_off(chromium, tmp_path, width):
-    front = html_report.write(ROOT / "notebooks", tmp_path / "report")
+    front = html_report.write(run.committed([]), tmp_path / "report")
     said, asked, followed, pictures = [], [], 0, 0
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with closing(chromium.new_context(viewport={"width": width, "height": 900})) as context:

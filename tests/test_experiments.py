@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import papermill
 import psutil
@@ -21,8 +22,8 @@ NOTEBOOK = ROOT / "notebooks" / "08_experiments.ipynb"
 def test_a_grid_that_was_killed_repeats_no_finished_run_and_names_what_failed(tmp_path, tiny_folder):
     output = tmp_path / "artifacts"
     values = {**TINY, "TEACHER": str(tiny_folder), "OUTPUT_DIR": str(output), "TEACHER_STEPS": 100, "MAX_STEPS": 20}
-    # Layers of which the tiny teacher has four; all texts, as notebook 03 reads them.
-    values |= {"GRID": {"LAYERS": [[0, 3], [0, 9]], "SEED": [0, 1]}, "TEXTS": None}
+    # Layers of which the tiny teacher has four.
+    values |= {"GRID": {"LAYERS": [[0, 3], [0, 9]], "SEED": [0, 1]}}
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     records, copies = output / "03_runner", output / "08_experiments" / "runs"
@@ -37,12 +38,18 @@ def test_a_grid_that_was_killed_repeats_no_finished_run_and_names_what_failed(tm
 
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "killed.ipynb"), "-k", "python3"]
     process = subprocess.Popen([*command, "-f", str(file), "--no-progress-bar"], stderr=subprocess.DEVNULL)
-    while not list(copies.glob("[!.]*.ipynb")):
-        assert process.poll() is None, "it came to its end"
-        time.sleep(0.1)
-    time.sleep(3)  # the second run is under way
+
+    def wait_for(seen):
+        while not seen():
+            assert process.poll() is None, "it came to its end"
+            time.sleep(0.1)
+
+    wait_for(lambda: list(copies.glob("[!.]*.ipynb")))
+    before = set(copies.glob(f"{WRITING}*"))
+    wait_for(lambda: set(copies.glob(f"{WRITING}*")) - before)  # the second run is under way
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):  # a child ends with its parent
+            each.kill()
     process.wait()
     before = finished()
     assert len(before) == 3, "a record, a copy and a student"

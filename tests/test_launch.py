@@ -371,7 +371,7 @@ def program(tmp_path_factory, tiny_folder):
     return arguments
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=300):
     out, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, out[-4000:]
     return out
@@ -421,12 +421,13 @@ def assert_near_weights(one, other):
 
 
 def test_a_process_that_dies_stops_the_others_and_leaves_what_a_restart_goes_on_from(alone, program, tmp_path):
-    began = time.monotonic()
     process = torchrun("--standalone", "--nproc-per-node=2", *program(tmp_path / "logs", die=[1, 2]))
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "RuntimeError: this process dies" in out
-    assert time.monotonic() - began < 90, "some thirty seconds are the start; the others stop within a minute"
+    died = None
+    for line in process.stdout:
+        if "RuntimeError: this process dies" in line and died is None:
+            died = time.monotonic()
+    assert process.wait() != 0
+    assert time.monotonic() - died < 60, "the others stop within a minute"
     state = torch.load(tmp_path / "logs" / "state.pt", weights_only=True)
     assert state["epoch"] in (1, 2)
     finish(torchrun("--standalone", "--nproc-per-node=2", *program(tmp_path / "logs")))
@@ -476,11 +477,11 @@ def config(tmp_path, tiny_folder, name="mine", **changes):
     return [CONFIGS / "distill.yml", CONFIGS / "tiny.yml", file]
 
 
-def catalyst_run(configs, **options):
-    command = [str(Path(sys.executable).parent / "catalyst-run"), "-C", *map(str, configs)]
-    return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options
-    )
+def catalyst_run(configs, code=None):
+    """Start catalyst-run, or a program in its place."""
+    program = [str(Path(sys.executable).parent / "catalyst-run")] if code is None else [sys.executable, "-c", code]
+    command, out = [*program, "-C", *map(str, configs)], subprocess.PIPE
+    return subprocess.Popen(command, env=environment(), stdout=out, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
 def logdir(tmp_path, name="mine"):
@@ -526,6 +527,7 @@ def test_a_config_file_runs_on_two_processes(tmp_path, tiny_folder):
     script = ["-m", "catalyst.contrib.scripts.run", "-C", *configs]
     out = finish(torchrun("--standalone", "--nproc-per-node=2", *script))
     assert "2 processes" in out
+    assert out.count("Engine: ") == 1, "the teacher's head is trained by the run's own engine"
     losses = pd.read_csv(logdir(tmp_path) / "csv_logger" / "valid.csv")["loss"]
     assert len(losses) == 4
     assert losses.iloc[-1] < losses.iloc[0]
@@ -596,25 +598,44 @@ def test_more_processes_than_gpus_are_refused(kind, monkeypatch):
         Engine("no")
 
 
-def kill_at(process, folder, moment):
-    """Kill -9 at (epochs done, seconds after that), or, for "write", when the second state is seen being written."""
+DIES_AMID_A_WRITE = """
+import os, signal
+import torch
+from catalyst.contrib.scripts import run
 
-    def wait_for(seen):
-        while not (found := seen()):
-            assert process.poll() is None, "the run ended before it could be killed"
-        return found
+save, written = torch.save, []
 
+
+def half(state, file):
+    save(state, file)
+    written.append(file)
+    if len(written) == 2:
+        os.truncate(file, os.path.getsize(file) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+torch.save = half
+run.main()
+"""
+
+
+def start_and_kill(configs, folder, moment):
+    """Kill -9 a run at (epochs done, seconds after that), or, for "write", when half of its second state is written."""
     if moment == "write":
-        (state,) = wait_for(lambda: list(folder.glob("05_multi_gpu_launch/student-*/state.pt")))
-        wait_for(state.with_name(".writing-state.pt").exists)
+        process = catalyst_run(configs, DIES_AMID_A_WRITE)
     else:
-        epochs, seconds = moment
-        (start,) = wait_for(lambda: list(folder.glob("05_multi_gpu_launch/student-*/run-1")))
-        rows = start.with_name("csv_logger") / "valid.csv"
-        wait_for(lambda: epochs == 0 or (rows.exists() and len(rows.read_text().splitlines()) > epochs))
+        process, (epochs, seconds) = catalyst_run(configs), moment
+
+        def rows():
+            return [row for file in folder.glob("*/student-*/csv_logger/valid.csv") for row in file.read_text().split()]
+
+        while not list(folder.glob("*/student-*/run-1")) or len(rows()) <= epochs > 0:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
         time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+        process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
 
 
 def killed_and_resumed(tmp_path, tiny_folder, moments, steps):
@@ -626,7 +647,9 @@ def killed_and_resumed(tmp_path, tiny_folder, moments, steps):
     for number, moment in enumerate(moments):
         name = f"killed-{number}"
         configs = config(tmp_path, tiny_folder, name, **changes)
-        kill_at(catalyst_run(configs), tmp_path / name, moment)
+        start_and_kill(configs, tmp_path / name, moment)
+        if moment == "write":
+            assert list((tmp_path / name).glob("*/student-*/.writing-state.pt"))
         out = finish(catalyst_run(configs))
         weights = load_file(logdir(tmp_path, name) / "best" / "model.safetensors")
         outcomes.append((moment, "Goes on" in out, all(torch.equal(w, weights[key]) for key, w in whole.items())))
@@ -642,8 +665,8 @@ def test_a_killed_run_goes_on(tmp_path, tiny_folder):
 @pytest.mark.slow
 def test_ten_killed_runs_go_on(tmp_path, tiny_folder):
     generator = random.Random(0)
-    # Of four epochs, two are left at least: whatever the machine's load, the run has not ended by then.
-    moments = ["write", "write", *((generator.randrange(3), generator.random()) for _ in range(8))]
+    # Of four epochs of a hundred steps, two are left at least: they take longer than the half second.
+    moments = ["write", "write", *((generator.randrange(3), 0.5 * generator.random()) for _ in range(8))]
     outcomes = killed_and_resumed(tmp_path, tiny_folder, moments, steps=400)
     print(outcomes)
     assert all(equal for _, _, equal in outcomes)

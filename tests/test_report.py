@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from urllib.parse import unquote, urlsplit
 
@@ -14,14 +13,15 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 import html_report
+import run
 
-NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
+NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in run.committed([])}
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """File name to parsed page, of a report of all notebooks."""
-    front = html_report.write(ROOT / "notebooks", tmp_path_factory.mktemp("report") / "report")
+    front = html_report.write(run.committed([]), tmp_path_factory.mktemp("report") / "report")
     texts = {path.name: path.read_text(encoding="utf-8") for path in front.parent.iterdir()}
     return {name: BeautifulSoup(text, "html.parser") for name, text in texts.items()}
 
@@ -99,10 +99,7 @@ def test_the_front_page_says_what_the_records_say(pages):
 
 
 def test_a_report_of_some_notebooks_says_which_are_missing(tmp_path):
-    (tmp_path / "some").mkdir()
-    for name in ("01_dataset_dicts.ipynb", "03_runner.ipynb"):
-        shutil.copy(ROOT / "notebooks" / name, tmp_path / "some")
-    front = html_report.write(tmp_path / "some", tmp_path / "report")
+    front = html_report.write(run.committed(["01", "03"]), tmp_path / "report")
     page = BeautifulSoup(front.read_text(encoding="utf-8"), "html.parser")
     assert {link["href"] for link in page.select("h3 a")} == {"01_dataset_dicts.html", "03_runner.html"}
     assert len(page.select("table")) == 1  # 03's
@@ -116,7 +113,9 @@ def test_a_report_of_some_notebooks_says_which_are_missing(tmp_path):
 
 def test_a_link_that_leads_nowhere_is_an_error(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A\n\nB\n\n[C](configs/none.yml)")])
-    (tmp_path / "one").mkdir()
-    nbformat.write(notebook, tmp_path / "one" / "09_one.ipynb")
+    nbformat.write(notebook, tmp_path / "09_one.ipynb")
+    front = html_report.write(run.committed(["01"]), tmp_path / "report")
+    before = front.read_bytes()
     with pytest.raises(FileNotFoundError, match=r"none\.yml"):
-        html_report.write(tmp_path / "one", tmp_path / "report")
+        html_report.write([tmp_path / "09_one.ipynb"], tmp_path / "report")
+    assert front.read_bytes() == before, "the report that was there stays"

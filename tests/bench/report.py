@@ -136,15 +136,19 @@ def section(record: dict) -> str:
             shares_table(rows),
         ],
         "quality": lambda rows: [
-            "What each student is worth after equal minutes, as many steps as each makes in them at the speeds above "
-            f"({rows[0]['work']}, one seed):",
+            "What each student is worth after as many steps as it makes in the same three minutes at the speeds above "
+            f"({rows[0]['work']}, one seed), however long they took on this machine:",
             quality_table(rows),
         ],
         "growth": lambda rows: [
             f"![{alternative}, beside a way that computes all logits](notebooks/images/{PICTURE.name})"
         ],
         "reading": lambda rows: [reading_table(rows)],
-        "inference": lambda rows: [inference_table(rows)],
+        "inference": lambda rows: [
+            "A forward pass with the masked-LM head at every position. Teacher and student have that head in one size; "
+            "a classifier is without it, and notebook 06's students take half of their teacher's time.",
+            inference_table(rows),
+        ],
     }
     lines, before = [], None
     for key, text in parts.items():
