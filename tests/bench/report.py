@@ -146,7 +146,7 @@ def section(record: dict) -> str:
         "reading": lambda rows: [reading_table(rows)],
         "inference": lambda rows: [
             "A forward pass with the masked-LM head at every position. Teacher and student have that head in one size; "
-            "a classifier is without it, and notebook 06's students take half of their teacher's time.",
+            "a classifier is without it, and notebook 06's students take about half of their teacher's time.",
             inference_table(rows),
         ],
     }
