@@ -177,7 +177,7 @@ def test_the_benchmark_records_what_the_report_needs(trained, tmp_path, monkeypa
     assert f"({ratio:.1f} times)" in text
     assert text.count("Measured on: ") == 1
     record["machines"]["inference"]["precision"] = "another"
-    assert "another.\n\n| milliseconds" in report.section(record), "what was measured elsewhere has its own line"
+    assert "another.\n\nA forward pass" in report.section(record), "what was measured elsewhere has its own line"
     assert len(report.draw(record["growth"]).axes) == 8
 
 

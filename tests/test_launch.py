@@ -608,7 +608,8 @@ save, written = torch.save, []
 
 def half(state, file):
     save(state, file)
-    written.append(file)
+    if "student-" in str(file):  # the teacher's training has states, too
+        written.append(file)
     if len(written) == 2:
         os.truncate(file, os.path.getsize(file) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
