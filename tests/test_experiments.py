@@ -39,14 +39,14 @@ def test_a_grid_that_was_killed_repeats_no_finished_run_and_names_what_failed(tm
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "killed.ipynb"), "-k", "python3"]
     process = subprocess.Popen([*command, "-f", str(file), "--no-progress-bar"], stderr=subprocess.DEVNULL)
 
-    def wait_for(seen):
-        while not seen():
-            assert process.poll() is None, "it came to its end"
-            time.sleep(0.1)
+    def second_run_is_under_way():
+        """A copy has been begun since the first one came to its end."""
+        done = [file.stat().st_mtime_ns for file in copies.glob("[!.]*.ipynb")]
+        return done and any(file.stat().st_mtime_ns > min(done) for file in copies.glob(f"{WRITING}*"))
 
-    wait_for(lambda: list(copies.glob("[!.]*.ipynb")))
-    before = set(copies.glob(f"{WRITING}*"))
-    wait_for(lambda: set(copies.glob(f"{WRITING}*")) - before)  # the second run is under way
+    while not second_run_is_under_way():
+        assert process.poll() is None, "it came to its end"
+        time.sleep(0.1)
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         with suppress(psutil.NoSuchProcess):  # a child ends with its parent
             each.kill()
