@@ -265,12 +265,6 @@ def result(
     return cell
 
 
-def rows(*lines: list[str]) -> str:
-    """A Markdown table, its head first."""
-    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def student_table(metadata: dict) -> str:
     record = metadata["record"]
     lines = [["", "masked-token accuracy", "perplexity", "top-5 overlap with the teacher"]]
@@ -284,7 +278,7 @@ def student_table(metadata: dict) -> str:
         accuracy, perplexity = record[f"{name}_masked_accuracy"], record[f"{name}_perplexity"]
         shown = [f"{accuracy:.1%}", f"{perplexity:.1f}", f"{overlap:.2f}"]
         lines.append([names.get(name, name), *shown])
-    return rows(*lines)
+    return results.rows(*lines)
 
 
 def control_table(metadata: dict) -> str:
@@ -303,7 +297,7 @@ def control_table(metadata: dict) -> str:
             spread = f" ± {form.format(stdev(values))}" if len(values) > 1 else ""
             line.append(form.format(mean(values)) + spread)
         lines.append(line)
-    return rows(*lines)
+    return results.rows(*lines)
 
 
 def contender_table(metadata: dict) -> str:

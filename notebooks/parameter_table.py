@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 
 from helpers.settings import PARAMETERS
+from results import rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "notebooks" / "parameters" / "README.md"
@@ -61,11 +62,11 @@ def default_cell(name: str, notebooks: dict[str, dict[str, object]]) -> str:
 
 def table() -> str:
     notebooks = by_notebook()
-    rows = [("parameter", "what it is", "right values", "default", "in notebooks"), ("---",) * 5]
+    lines = [["parameter", "what it is", "right values", "default", "in notebooks"]]
     for name, (_, right, what) in PARAMETERS.items():
         having = [number for number, parameters in notebooks.items() if name in parameters]
-        rows.append((f"`{name}`", what, right, default_cell(name, notebooks), ", ".join(having)))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+        lines.append([f"`{name}`", what, right, default_cell(name, notebooks), ", ".join(having)])
+    return rows(*lines) + "\n"
 
 
 def write() -> None:

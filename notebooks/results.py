@@ -20,11 +20,16 @@ BETWEEN = re.compile(r"(?<=<!-- sentiment -->\n).*?(?=<!-- /sentiment -->)", re.
 WAYS = ("one at a time", "32 at a time")
 
 
+def rows(*lines: list[str]) -> str:
+    """A Markdown table, its head first."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def table(record: dict, timings: dict) -> str:
     """A row for each contender."""
     head = ["", "test accuracy", "macro F1", "of the teacher's accuracy", "million parameters"]
     lines = [[*head, "ms a text, one at a time", WAYS[1]]]
-    lines += [["---"] * len(lines[0])]
     for name, values in record["contenders"].items():
         low, kept, high = values["share_kept"]
         accuracy, f1 = values["test_accuracy"], values["test_macro_f1"]
@@ -36,7 +41,7 @@ def table(record: dict, timings: dict) -> str:
             f"{values['parameters'] / 1e6:.1f}",
         ]
         lines += [line + [f"{timings['milliseconds'][name][way]:.1f}" for way in WAYS]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return rows(*lines)
 
 
 def section(record: dict, timings: dict) -> str:
