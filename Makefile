@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := true
 .PHONY: tutorial test test-slow test-browser lab setup notebooks results bench bench-report
 
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
-	@$(BIN)/python notebooks/run.py tutorial $(NOTEBOOKS)
+	@$(BIN)/python notebooks/tools/run.py tutorial $(NOTEBOOKS)
 
 test: setup  ## lint, then all tests
 	@$(BIN)/ruff check .
@@ -27,10 +27,10 @@ lab: setup  ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
 notebooks: setup  ## run the committed notebooks anew, in place
-	@$(BIN)/python notebooks/run.py regenerate $(NOTEBOOKS)
+	@$(BIN)/python notebooks/tools/run.py regenerate $(NOTEBOOKS)
 
 results: setup  ## write what notebook 06 measured into the README
-	@$(BIN)/python notebooks/results.py
+	@$(BIN)/python notebooks/tools/results.py
 
 bench: .venv/.bench  ## measure speed and memory beside other ways to distil; PARTS="speed reading" for some of it
 	@$(BIN)/python tests/bench/run.py $(PARTS)

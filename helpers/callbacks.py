@@ -1,33 +1,32 @@
-"""The losses and the perplexity as Catalyst callbacks. Knows nothing of how logits were made.
+"""The losses and the metrics as Catalyst callbacks. Knows nothing of how logits were made.
 
 The keys read from the runner's batch: ``s_logits`` and ``t_logits`` (masked, vocabulary), ``s_hidden_states`` and
-``t_hidden_states`` (tuples of (batch, length, hidden)), ``attention_mask`` and ``labels`` (batch, length); of a
-micro-batch also ``step_masked`` and ``step_attended`` (see `batches.micro_batches`).
+``t_hidden_states`` (tuples of (batch, length, hidden)), ``attention_mask`` and ``labels`` (batch, length). Of a
+classifier, logits are (batch, classes) and ``labels`` (batch,). A micro-batch also tells the counts of its whole step,
+as ``step_logits``, ``step_labels`` and ``step_attended``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+from catalyst import dl
 from catalyst.core.callback import Callback, CallbackOrder
 from torch import Tensor
+from torch.nn import functional as F
 
 from helpers import losses
-from helpers.batches import IGNORED
-
-
-def masked_targets(batch: dict) -> Tensor:
-    """The hidden tokens of a batch in row-major order: (masked,) int64."""
-    return batch["labels"][batch["labels"] != IGNORED]
+from helpers.data import IGNORED, masked_targets
 
 
 class LoaderMeanCallback(Callback):
     """Put a batch's value into ``runner.batch_metrics`` and the whole loader's mean into ``runner.loader_metrics``.
 
-    Both are sums over tokens divided by a count, so that no mean of means is taken: the loader's value is that of all
-    its tokens, in all processes, and the values of a step's micro-batches add up to the value of the step.
-    A subclass gives `measure`, and `count` where it is not the masked tokens that count.
+    Both are sums over tokens, or texts, divided by a count, so that no mean of means is taken: the loader's value is
+    that of all of them, in all processes, and the values of a step's micro-batches add up to the value of the step.
+    A subclass gives `measure`, and `count` where it is not the rows of logits that count.
 
     Args:
         metric_key: the name under which the value stands.
@@ -44,7 +43,7 @@ class LoaderMeanCallback(Callback):
     def count(self, batch: dict) -> tuple[Tensor | int, Tensor | int]:
         """Return the number of tokens in this batch, and in the step that it is a part of."""
         own = len(batch["s_logits"])
-        return own, batch.get("step_masked", own)
+        return own, batch.get("step_logits", own)
 
     def finish(self, mean: float) -> float:
         """Turn the loader's mean into the metric."""
@@ -143,6 +142,56 @@ class PerplexityCallback(MaskedLanguageModelCallback):
         return float(torch.tensor(mean, dtype=torch.float64).exp())
 
 
+class LabelLossCallback(LoaderMeanCallback):
+    """Cross-entropy with the labels in nats a labelled text; texts without label do not count.
+
+    Args:
+        metric_key: the name under which the loss stands.
+        class_weights: (classes,) float; what a text of each class counts. None counts all alike.
+    """
+
+    def __init__(self, metric_key: str = "labels", class_weights: Tensor | None = None):
+        super().__init__(metric_key)
+        self.class_weights = class_weights
+
+    def count(self, batch):
+        own = (batch["labels"] != IGNORED).sum()
+        return own, batch.get("step_labels", own)
+
+    def measure(self, batch, count):
+        weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
+        logits = batch["s_logits"].float()
+        return F.cross_entropy(logits, batch["labels"], weights, ignore_index=IGNORED, reduction="sum") / count
+
+
+class ConfusionCallback(Callback):
+    """Accuracy and macro F1 on the labelled texts of a whole validation loader, from one matrix of counts.
+
+    The counts are added up over all processes.
+
+    Args:
+        classes: how many there are.
+    """
+
+    def __init__(self, classes: int):
+        super().__init__(order=CallbackOrder.Metric)
+        self.classes = classes
+
+    def on_loader_start(self, runner) -> None:
+        self.confusion = torch.zeros(self.classes**2, dtype=torch.long, device=runner.engine.device)
+
+    def on_batch_end(self, runner) -> None:
+        if runner.is_valid_loader:
+            labels, predicted = runner.batch["labels"], runner.batch["s_logits"].argmax(-1)
+            cells = (labels * self.classes + predicted)[labels != IGNORED]
+            self.confusion += torch.bincount(cells, minlength=self.classes**2)
+
+    def on_loader_end(self, runner) -> None:
+        if runner.is_valid_loader:
+            counts = runner.engine.reduce(self.confusion, reduction="sum").view(self.classes, self.classes)
+            runner.loader_metrics.update(losses.accuracy_and_macro_f1(counts))
+
+
 LOSSES = {
     "mlm": MaskedLanguageModelCallback,
     "kl": KLDivLossCallback,
@@ -151,14 +200,33 @@ LOSSES = {
 }
 """The names that LOSS_WEIGHTS may hold."""
 
-LOSS_WEIGHTS_FORM = f"a dict from names out of {sorted(LOSSES)} to weights of at least 0, not all 0"
+TASK_LOSSES = {"labels": LabelLossCallback, "kl": KLDivLossCallback, "mse": MSELossCallback}
+"""The names that TASK_LOSS_WEIGHTS may hold: what teaches a classifier."""
 
 
-def are_loss_weights(value) -> bool:
-    """True if `value` is what `LOSS_WEIGHTS_FORM` says."""
+def loss_weights_form(losses: Iterable[str]) -> str:
+    """What weights of these losses have to be, in words."""
+    return f"a dict from names out of {sorted(losses)} to weights of at least 0, not all 0"
+
+
+def are_loss_weights(value, losses: Iterable[str]) -> bool:
+    """True if `value` is what `loss_weights_form` says."""
     return (
         isinstance(value, dict)
-        and set(value) <= set(LOSSES)
+        and set(value) <= set(losses)
         and all(type(weight) in (int, float) and math.isfinite(weight) and weight >= 0 for weight in value.values())
         and sum(value.values()) > 0
     )
+
+
+def weighted_sum(weights: dict[str, float], losses: dict[str, LoaderMeanCallback]) -> dict[str, Callback]:
+    """The losses that have a weight above zero, and the callback that adds them up as ``loss``.
+
+    Raises:
+        ValueError: an unknown name, or a weight that is negative or not finite, or all of them zero.
+    """
+    if not are_loss_weights(weights, losses):
+        raise ValueError(f"loss weights {weights!r}: they have to be {loss_weights_form(losses)}.")
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    total = dl.MetricAggregationCallback("loss", metrics=used, mode="weighted_sum")
+    return {**{name: losses[name] for name in used}, "loss": total}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from helpers.callbacks import masked_targets
-from helpers.engine import Engine
+from helpers.data import masked_targets
 from helpers.losses import kl_div_loss, masked_lm_loss
 from helpers.models import MaskedPositionLM
 
 
 @torch.no_grad()
 def masked_lm_scores(
-    models: dict[str, PreTrainedModel], teacher: PreTrainedModel, loader: DataLoader, engine: Engine
+    models: dict[str, PreTrainedModel], teacher: PreTrainedModel, loader: DataLoader, engine: Accelerator
 ) -> dict[str, dict[str, float]]:
     """Score masked-LM models, and their teacher, on every masked position of a loader, in the engine's precision.
 
@@ -66,18 +66,6 @@ def top5_overlap(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Te
     """Share of the teacher's five most probable tokens among the model's: (masked, vocabulary) twice to (masked,)."""
     five, teacher_five = logits.topk(5).indices, teacher_logits.topk(5).indices
     return (five[:, :, None] == teacher_five[:, None, :]).any(1).float().mean(1)
-
-
-def accuracy_and_macro_f1(confusion: np.ndarray) -> dict[str, float]:
-    """Accuracy, and the mean over the classes of F1, the harmonic mean of precision and recall.
-
-    Args:
-        confusion: (classes, classes) int: in row i and column j, how many texts of class i were taken for class j. A
-            class that is neither there nor predicted has an F1 of zero.
-    """
-    right, named = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)
-    f1 = 2 * right / np.maximum(named, 1)
-    return {"accuracy": float(right.sum() / max(confusion.sum(), 1)), "macro_f1": float(f1.mean())}
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

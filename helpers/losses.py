@@ -1,4 +1,4 @@
-"""Each distillation loss as a pure function of tensors. Knows nothing of Catalyst.
+"""Each distillation loss, and what is measured beside it, as a pure function of tensors. Knows nothing of Catalyst.
 
 All sums are taken in float32 (or the wider type of the inputs), whatever autocast gives. A batch with nothing masked
 gives a loss of zero that can be backpropagated, not NaN. The losses of logits go through them a few rows at a time and
@@ -194,3 +194,15 @@ def mse_loss(student_logits: Tensor, teacher_logits: Tensor, count: int | Tensor
 def perplexity(logits: Tensor, targets: Tensor) -> Tensor:
     """The exponential of `masked_lm_loss` in nats: how many tokens the model is, on average, undecided between."""
     return masked_lm_loss(logits, targets).exp()
+
+
+def accuracy_and_macro_f1(confusion: Tensor) -> dict[str, float]:
+    """Accuracy, and the mean over the classes of F1, the harmonic mean of precision and recall.
+
+    Args:
+        confusion: (classes, classes) int: in row i and column j, how many texts of class i were taken for class j. A
+            class that is neither there nor predicted has an F1 of zero.
+    """
+    right, named = confusion.diag().double(), confusion.sum(dim=0) + confusion.sum(dim=1)
+    f1 = 2 * right / at_least_one(named)
+    return {"accuracy": (right.sum() / at_least_one(confusion.sum())).item(), "macro_f1": f1.mean().item()}

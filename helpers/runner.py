@@ -1,49 +1,21 @@
-"""What happens to one batch. Knows nothing of which losses are used."""
+"""What a runner does with one batch. Knows nothing of which losses are used."""
 
 from __future__ import annotations
 
 import torch
 from catalyst import dl
 
-from helpers.callbacks import masked_targets
-from helpers.losses import masked_lm_loss
-from helpers.processor import fast_training
-from helpers.steps import check_finite
-
 
 class MaskedLMRunner(dl.Runner):
-    """Masked-LM training of one `MaskedPositionLM`: Catalyst's custom runner at its smallest."""
+    """Run one masked-LM model on a batch and leave its output in ``self.batch``, for the callbacks.
 
-    def run(self):
-        with fast_training(self._model.model):
-            return super().run()
-
-    def on_loader_start(self, runner):
-        super().on_loader_start(runner)
-        self.sums = torch.zeros(2, dtype=self.engine.sum_dtype, device=self.engine.device)
+    The model is a `MaskedPositionLM`.
+    """
 
     def handle_batch(self, batch):
-        logits, _ = self.model(**batch)
-        targets = masked_targets(batch)
-        count = self.engine.own_share(len(targets)) if self.is_train_loader else max(len(targets), 1)
-        loss = masked_lm_loss(logits, targets, count)
-        step = (self.epoch_step - 1) * self.loader_batch_len + self.loader_batch_step // self.engine.num_processes
-        check_finite(loss, f"step {step}" if self.is_train_loader else f"validation {self.epoch_step}")
-        self.batch_metrics["loss"] = loss
-        self.sums[0] += loss.detach() * count
-        self.sums[1] += len(targets)
-        if self.is_train_loader:
-            self.engine.backward(loss)
-            self.engine.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            if not self.engine.optimizer_step_was_skipped:  # as float16's loss scaler does at an infinite gradient
-                self.scheduler.step()
-            self.optimizer.zero_grad()
-
-    def on_loader_end(self, runner):
-        total, count = self.engine.reduce(self.sums, reduction="sum").tolist()
-        self.loader_metrics["loss"] = total / max(count, 1)
-        super().on_loader_end(runner)
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+        logits, hidden_states = self.model(**inputs)
+        self.batch = {**batch, "s_logits": logits, "s_hidden_states": hidden_states}
 
 
 class DistilMLMRunner(dl.Runner):
@@ -53,10 +25,6 @@ class DistilMLMRunner(dl.Runner):
     itself, so that the student, and it alone, gets its gradients synchronised when there are several processes. The
     teacher is frozen and in eval mode, without dropout, whatever Catalyst does to it.
     """
-
-    def run(self):
-        with fast_training(self._model["student"].model):
-            return super().run()
 
     def get_model(self):
         model = super().get_model()
@@ -80,3 +48,14 @@ class DistilMLMRunner(dl.Runner):
             "s_logits": s_logits,
             "s_hidden_states": s_hidden_states,
         }
+
+
+class ClassifierRunner(dl.Runner):
+    """Run a classifier on a batch and leave its logits in ``self.batch``, for the callbacks.
+
+    The model takes ``input_ids`` and ``attention_mask`` and gives an output with ``logits`` (batch, classes).
+    """
+
+    def handle_batch(self, batch):
+        logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        self.batch = {**batch, "s_logits": logits}

@@ -1,11 +1,12 @@
-"""The two training runs: masked-LM training for the teacher, and the distillation. Knows nothing of records."""
+"""The one training run that all trainings go through, and the two of masked-LM models. Knows nothing of records."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,26 @@ from catalyst.core.logger import ILogger
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from helpers.callbacks import LOSS_WEIGHTS_FORM, LOSSES, KLDivLossCallback, PerplexityCallback, are_loss_weights
-from helpers.checkpoints import ResumeCallback, StudentCheckpointCallback
-from helpers.engine import Engine
-from helpers.history import EpochCSVLogger, HistoryCallback, LiveCurvesCallback, ProgressCallback, ValidationLogger
+from helpers.callbacks import LOSSES, KLDivLossCallback, PerplexityCallback, weighted_sum
+from helpers.catalyst_today.checkpoints import CheckpointCallback, ResumeCallback
+from helpers.catalyst_today.engine import Engine
+from helpers.catalyst_today.history import (
+    EpochCSVLogger,
+    EpochTensorboardLogger,
+    History,
+    HistoryCallback,
+    ProgressCallback,
+    ValidationLogger,
+)
+from helpers.catalyst_today.provenance import ProvenanceCallback
+from helpers.catalyst_today.steps import (
+    FastTrainingCallback,
+    FiniteLossCallback,
+    GradientClippingCallback,
+    StepSchedulerCallback,
+)
 from helpers.models import MaskedPositionLM, head_is_untrained, weights_sha256
-from helpers.provenance import ProvenanceCallback
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
-from helpers.steps import FiniteLossCallback, GradientClippingCallback, StepSchedulerCallback
 
 SEED_STRIDE = 10_000
 """Catalyst seeds each epoch with the run's seed plus the epoch's number: without a stride, neighbours share masks."""
@@ -38,62 +51,37 @@ def optimization(model: torch.nn.Module, learning_rate: float, steps: int):
     return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps(steps), steps)
 
 
-def train_masked_lm(
-    model: PreTrainedModel,
-    loaders: dict[str, DataLoader],
-    *,
-    epochs: int,
-    learning_rate: float,
-    seed: int,
-    engine: Engine,
-    logdir: str | Path | None = None,
-) -> HistoryCallback:
-    """Train all of a masked-LM model, in place, by `MaskedLMRunner`; go on where an earlier run in `logdir` stopped.
-
-    Args:
-        model: a BERT or DistilBERT with its masked-LM head.
-        loaders: dict batches under ``"train"`` and ``"valid"``.
-        epochs: how often the training loader is gone through.
-        learning_rate: at the end of the warm-up.
-        seed: of masks and dropout; the order is the loader's.
-        engine: where and in which precision to compute.
-        logdir: gets the state to go on from, and where the run came from (see `ProvenanceCallback`); None for neither.
-
-    Returns:
-        The history of the run.
-
-    Raises:
-        FloatingPointError: the loss became NaN or infinite; the message has the step.
-        ValueError: `logdir` holds another run.
-    """
-    wrapped, history = MaskedPositionLM(model), HistoryCallback()
-    optimizer, scheduler = optimization(wrapped, learning_rate, epochs * len(loaders["train"]))
-    settings = run_settings(loaders, epochs=epochs, learning_rate=learning_rate, seed=seed)
-    keeping = []
+def run_callbacks(
+    measures: Mapping[str, dl.Callback], *, name: str, keep: str, logdir: str | Path | None, settings: dict[str, Any]
+) -> dict[str, dl.Callback]:
+    """What a run does with a batch after its runner, and with an epoch: the one list of callbacks. See `fit`."""
+    callbacks = {
+        "fast": FastTrainingCallback(),
+        **measures,
+        "finite": FiniteLossCallback(),
+        "backward": dl.BackwardCallback(metric_key="loss"),
+        "clipping": GradientClippingCallback(max_norm=1.0),
+        "optimizer": dl.OptimizerCallback(metric_key="loss"),
+        "schedule": StepSchedulerCallback(),
+        "checkpoints": CheckpointCallback(keep, logdir),
+        "progress": ProgressCallback(name),
+        "history": HistoryCallback(),
+    }
     if logdir is not None:
-        keeping = [ProvenanceCallback(logdir, settings), ResumeCallback(logdir, settings)]
-    try:
-        with warnings.catch_warnings():
-            # Catalyst asks whether we forgot a callback: the runner does backward pass and step by itself.
-            warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
-            MaskedLMRunner().train(
-                engine=engine,
-                model=wrapped,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                loaders=loaders,
-                callbacks=[ProgressCallback("masked-LM training"), history, *keeping],
-                loggers={"console": ValidationLogger()},
-                num_epochs=epochs,
-                seed=SEED_STRIDE * seed,
-            )
-    finally:
-        engine.free_memory()
-        model.cpu().eval()
-    return history
+        callbacks["resume"] = ResumeCallback(logdir, settings)
+        callbacks["provenance"] = ProvenanceCallback(logdir, settings)
+    return callbacks
 
 
-def run_settings(loaders: dict[str, DataLoader], **settings) -> dict:
+def run_loggers(logdir: str | Path | None) -> dict[str, ILogger]:
+    """A line for each validation and, where there is a logdir, metrics as CSV and for TensorBoard."""
+    loggers = {"console": ValidationLogger()}
+    if logdir is not None:
+        loggers |= {"csv": EpochCSVLogger(logdir), "tensorboard": EpochTensorboardLogger(logdir)}
+    return loggers
+
+
+def run_settings(loaders: dict[str, DataLoader], **settings) -> dict[str, Any]:
     """What tells one run from another, whatever makes it: these settings, the rows, and how the steps are cut."""
     train = loaders["train"]
     cut = {"batch_size": train.batch_size, "steps_per_epoch": len(train)}
@@ -101,24 +89,119 @@ def run_settings(loaders: dict[str, DataLoader], **settings) -> dict:
 
 
 def _rows_sha256(rows: Sequence[Mapping]) -> str:
-    """Of how many rows of ``input_ids`` there are, and of a thousand of them: a moment, whatever their number."""
+    """Of how many rows there are, and of the columns of a thousand of them: a moment, whatever their number."""
     digest = hashlib.sha256(str(len(rows)).encode())
     for number in np.linspace(0, len(rows) - 1, 1000).astype(int):
-        digest.update(np.asarray(rows[int(number)]["input_ids"], dtype=np.int64).tobytes())
+        row = rows[int(number)]
+        for column in sorted(row):
+            digest.update(np.asarray(row[column]).tobytes())
     return digest.hexdigest()
 
 
-def loss_callbacks(weights: dict[str, float], temperature: float) -> list[dl.Callback]:
-    """A callback for each loss that has a weight above zero, and the one that adds them up as ``loss``.
+def fit(
+    runner: dl.Runner,
+    model: torch.nn.Module | dict[str, torch.nn.Module],
+    measures: Mapping[str, dl.Callback],
+    loaders: dict[str, DataLoader],
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    engine: Engine,
+    name: str,
+    keep: str = "best",
+    logdir: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[dl.Callback] = (),
+    loggers: Mapping[str, ILogger] | None = None,
+) -> History:
+    """Train a model in place; with a logdir, go on where an earlier run of the same settings stopped there.
+
+    A run that does not come to its end, by an error or an interrupt, leaves the model as it was before: called again,
+    it goes on from the logdir's state, or from the beginning where there is none.
+
+    Args:
+        runner: its `handle_batch` runs the model on a batch.
+        model: the model to train; or a dict of models, of which ``"student"`` is trained. All end on the CPU.
+        measures: callbacks by name, one of which leaves the sum of the losses as ``loss`` (see `weighted_sum`).
+        loaders: dict batches under ``"train"`` and ``"valid"``. The dataset of ``"train"`` has a length, and its rows
+            are dicts of numbers or of lists of numbers.
+        epochs: how often the training loader is gone through; after each, the validation loader.
+        learning_rate: at the end of the warm-up; see `optimization`.
+        seed: of masks and dropout; the order is the loader's.
+        engine: where and in which precision to compute.
+        name: what the progress bar calls the run.
+        keep: ``"best"``, and the model ends with the weights of the validation whose ``loss`` was the least; or
+            ``"last"``, and it ends with those after the last step.
+        logdir: gets ``best/`` and ``last/`` (folders that `transformers` loads), metrics as CSV and for TensorBoard,
+            the state to go on from, and where the run came from (see `ProvenanceCallback`). None for none of it.
+        settings: what tells this run from others beside epochs, rate, seed, weights, rows and batches, as JSON has it.
+        callbacks: further ones. To go on exactly, one with a state of its own needs `state_dict` and
+            `load_state_dict`; `dl.EarlyStoppingCallback` is known here.
+        loggers: further ones by name, or others in place of `run_loggers`' own.
+
+    Returns:
+        What was measured.
 
     Raises:
-        ValueError: an unknown name, or a weight that is negative or no number, or all of them zero.
+        FloatingPointError: a loss became NaN or infinite; the message has the step.
+        ValueError: `logdir` holds another run.
+        OSError: `logdir` cannot be written, or its disk has too little room.
     """
-    if not are_loss_weights(weights):
-        raise ValueError(f"loss weights {weights!r}: they have to be {LOSS_WEIGHTS_FORM}.")
-    used = {name: weight for name, weight in weights.items() if weight > 0}
-    callbacks = [KLDivLossCallback(temperature=temperature) if name == "kl" else LOSSES[name]() for name in used]
-    return [*callbacks, dl.MetricAggregationCallback("loss", metrics=used, mode="weighted_sum")]
+    models = model if isinstance(model, dict) else {"student": model}
+    trained = models["student"]
+    optimizer, scheduler = optimization(trained, learning_rate, epochs * len(loaders["train"]))
+    own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, **(settings or {})}
+    own |= {"model": weights_sha256(trained)}
+    listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=run_settings(loaders, **own))
+    before = copy.deepcopy(trained.state_dict())
+    try:
+        runner.train(
+            engine=engine,
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            loaders=loaders,
+            callbacks={**listed, **{f"further {number}": further for number, further in enumerate(callbacks, 1)}},
+            loggers=run_loggers(logdir) | dict(loggers or {}),
+            logdir=None if logdir is None else str(logdir),
+            num_epochs=epochs,
+            seed=SEED_STRIDE * seed,
+            valid_loader="valid",
+            valid_metric="loss",
+            minimize_valid_metric=True,
+        )
+    except BaseException:
+        trained.load_state_dict(before)
+        raise
+    finally:
+        engine.free_memory()
+        for each in models.values():
+            engine.unwrap_model(each, keep_fp32_wrapper=False).cpu()  # without autocast, which the engine has put in
+        trained.eval()
+    return History(listed["history"].steps, listed["history"].validations, listed["checkpoints"].kept)
+
+
+def masked_lm_measures(loss_weights: dict[str, float], temperature: float) -> dict[str, dl.Callback]:
+    """The losses that have a weight, their sum as ``loss``, and the perplexity. ValueError: see `weighted_sum`."""
+    losses = {name: make() for name, make in LOSSES.items()} | {"kl": KLDivLossCallback(temperature=temperature)}
+    return {**weighted_sum(loss_weights, losses), "perplexity": PerplexityCallback()}
+
+
+def train_masked_lm(
+    model: PreTrainedModel, loaders: dict[str, DataLoader], *, name: str = "masked-LM training", **options
+) -> History:
+    """Train all of a masked-LM model in place, without a teacher.
+
+    Args:
+        model: a BERT or DistilBERT with its masked-LM head.
+        loaders, name, options: see `fit`.
+
+    Returns:
+        The history: ``loss``, ``mlm`` (the same) and ``perplexity``.
+    """
+    measures = masked_lm_measures({"mlm": 1.0}, temperature=1.0)
+    return fit(MaskedLMRunner(), MaskedPositionLM(model), measures, loaders, name=name, **options)
 
 
 def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
@@ -147,90 +230,34 @@ def distill(
     student: PreTrainedModel,
     loaders: dict[str, DataLoader],
     *,
-    epochs: int,
-    learning_rate: float,
     loss_weights: dict[str, float],
     temperature: float,
-    seed: int,
-    engine: Engine,
-    logdir: str | Path,
-    callbacks: Sequence[dl.Callback] = (),
-    loggers: Mapping[str, ILogger] | None = None,
-    draw=None,
-) -> HistoryCallback:
-    """Distil the teacher into the student, in place; the student ends with the weights of its best validation.
+    name: str = "distillation",
+    **options,
+) -> History:
+    """Distil the teacher into the student, in place.
 
-    A run that was stopped goes on after its last epoch, if it is called again with the same `logdir` and settings.
+    Masked LM alone (``{"mlm": 1.0}``) asks nothing of the teacher, so it is not run.
 
     Args:
         teacher: a masked-LM model; it is left without `requires_grad`.
         student: a masked-LM model of the same vocabulary.
-        loaders: dict batches under ``"train"`` and ``"valid"``.
-        epochs: how often the training loader is gone through.
-        learning_rate: at the end of the warm-up.
         loss_weights: from the names in `LOSSES` to the weights of the sum.
         temperature: of the KL loss.
-        seed: of masks and dropout; the order is the loader's.
-        engine: where and in which precision to compute.
-        logdir: gets ``best/`` and ``last/`` (students that `transformers` loads), metrics as CSV and TensorBoard, the
-            state to go on from, and where the run came from (see `ProvenanceCallback`).
-        callbacks: further ones, after those that every distillation has. To go on exactly, one with a state of its own
-            needs `state_dict` and `load_state_dict`.
-        loggers: further ones by name, beside the CSV and TensorBoard files that Catalyst writes into `logdir`.
-        draw: from (steps, validations) to a figure that is shown while training goes on.
+        loaders, name, options: see `fit`.
 
     Returns:
-        The history of the run.
+        The history: ``loss``, each loss that has a weight, and ``perplexity``.
 
     Raises:
-        ValueError: the losses, or teacher and student, do not fit (see `loss_callbacks` and `check_pair`), or `logdir`
-            holds another run.
-        FloatingPointError: a loss became NaN or infinite; the message has the step.
+        ValueError: the losses, or teacher and student, do not fit (see `weighted_sum` and `check_pair`).
     """
-    measures = loss_callbacks(loss_weights, temperature)
+    measures = masked_lm_measures(loss_weights, temperature)
     check_pair(teacher, student, loss_weights)
+    settings = {"loss_weights": loss_weights, "temperature": temperature, "teacher": weights_sha256(teacher)}
+    settings |= {"layers": getattr(student.config, "teacher_layers", None)}
+    options |= {"name": name, "settings": settings}
+    if {loss for loss, weight in loss_weights.items() if weight > 0} == {"mlm"}:
+        return fit(MaskedLMRunner(), MaskedPositionLM(student), measures, loaders, **options)
     models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
-    optimizer, scheduler = optimization(models["student"], learning_rate, epochs * len(loaders["train"]))
-    history = HistoryCallback()
-    options = {"loss_weights": loss_weights, "temperature": temperature, "teacher": weights_sha256(teacher)}
-    # Not the student's weights: who runs a cell again after an interrupt passes the student as it then was.
-    options |= {"layers": getattr(student.config, "teacher_layers", None)}
-    settings = run_settings(loaders, epochs=epochs, learning_rate=learning_rate, seed=seed, **options)
-    callbacks = [
-        ProvenanceCallback(logdir, settings),
-        *measures,
-        PerplexityCallback(),
-        FiniteLossCallback(),
-        dl.BackwardCallback(metric_key="loss"),
-        GradientClippingCallback(max_norm=1.0, model_key="student"),
-        dl.OptimizerCallback(metric_key="loss"),
-        StepSchedulerCallback(),
-        StudentCheckpointCallback(logdir),
-        ProgressCallback("distillation"),
-        history,
-        *callbacks,
-        ResumeCallback(logdir, settings, model_key="student"),
-    ]
-    if draw is not None:
-        callbacks.append(LiveCurvesCallback(history, draw))
-    try:
-        DistilMLMRunner().train(
-            engine=engine,
-            model=models,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            loaders=loaders,
-            callbacks=callbacks,
-            loggers={"console": ValidationLogger(), "csv": EpochCSVLogger(logdir), **(loggers or {})},
-            logdir=str(logdir),
-            num_epochs=epochs,
-            seed=SEED_STRIDE * seed,
-            valid_loader="valid",
-            valid_metric="loss",
-            minimize_valid_metric=True,
-        )
-    finally:
-        engine.free_memory()
-        student.cpu().eval()
-        teacher.cpu()
-    return history
+    return fit(DistilMLMRunner(), models, measures, loaders, **options)

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 import tiny_teacher
+from helpers.catalyst_today.engine import Engine
 from helpers.data import read_texts
-from helpers.engine import Engine
 from helpers.models import load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,8 @@ import yaml
 
 from conftest import ROOT
 from helpers import losses, models
-from helpers.callbacks import masked_targets
-from helpers.data import masked_lm_loaders
-from helpers.engine import Engine
+from helpers.catalyst_today.engine import Engine
+from helpers.data import masked_lm_loaders, masked_targets
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import report

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import html_report
 import run
 
@@ -152,7 +152,7 @@ def test_notebook_01_runs_in_jupyterlab_to_its_last_cell(page, server, copy):
 def test_a_training_run_shows_its_progress_as_a_widget_that_is_gone_at_the_end(page, server, copy, tiny_folder):
     source = f"""
 from helpers import data, models, training
-from helpers.engine import Engine
+from helpers.catalyst_today.engine import Engine
 
 teacher, tokenizer = models.load_teacher({str(tiny_folder)!r})
 texts = data.read_texts({str(ROOT / "tests" / "data" / "sentences.csv")!r})

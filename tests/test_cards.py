@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from transformers import pipeline
 
-from helpers import experiment
-from helpers.cards import model_card
+from helpers.runs import experiment
+from helpers.runs.cards import model_card
 
 
 def test_a_students_card_tells_what_its_training_did(parameters):

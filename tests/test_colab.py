@@ -16,7 +16,7 @@ import yaml
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import install
 import run
 import setup_cell

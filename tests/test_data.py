@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from helpers import batches, data
-from helpers.batches import IGNORED
+from helpers import data
+from helpers.data import IGNORED, masked
 from helpers.models import load_teacher
 
 RUSSIAN = ["Фильм, который стоит смотреть.", 'Он сказал: "да"; и ушёл.', "Ёлка\tи снег."]
@@ -156,9 +156,9 @@ def rows_of(dataset):
 
 def test_packing_keeps_every_token_once_and_in_order(tiny, sentences):
     _, tokenizer = tiny
-    tokens = data._tokenize(sentences, tokenizer)
+    tokens = masked._tokenize(sentences, tokenizer)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    rows = rows_of(data._blocks(tokens, tokenizer, 16, pack=True))
+    rows = rows_of(masked._blocks(tokens, tokenizer, 16, pack=True))
     assert all(row[0] == cls and row[-1] == sep and len(row) <= 16 for row in rows)
     assert sum(len(row) < 15 for row in rows) <= 1
     packed = [token for row in rows for token in row if token not in (cls, sep)]
@@ -168,13 +168,13 @@ def test_packing_keeps_every_token_once_and_in_order(tiny, sentences):
 def test_texts_stay_apart_within_a_packed_row(tiny):
     _, tokenizer = tiny
     texts = datasets.Dataset.from_dict({"text": ["the cat", "the dog"]})
-    row = rows_of(data._blocks(data._tokenize(texts, tokenizer), tokenizer, 64, pack=True))[0]
+    row = rows_of(masked._blocks(masked._tokenize(texts, tokenizer), tokenizer, 64, pack=True))[0]
     assert tokenizer.decode(row) == "[CLS] the cat [SEP] the dog [SEP]"
 
 
 def test_without_packing_a_row_is_what_the_tokenizer_gives(tiny, sentences):
     _, tokenizer = tiny
-    rows = rows_of(data._blocks(data._tokenize(sentences, tokenizer), tokenizer, 12, pack=False))
+    rows = rows_of(masked._blocks(masked._tokenize(sentences, tokenizer), tokenizer, 12, pack=False))
     assert rows == tokenizer(sentences["text"][:], truncation=True, max_length=12)["input_ids"]
 
 
@@ -226,7 +226,7 @@ def test_validation_masks_are_fixed_and_training_masks_fresh(tiny, sentences):
 
 def test_masking_is_berts(tiny):
     _, tokenizer = tiny
-    collate = batches.MaskingCollator(tokenizer)
+    collate = data.MaskingCollator(tokenizer)
     special = set(tokenizer.all_special_ids)
     ordinary = [i for i in range(len(tokenizer)) if i not in special]
     original = torch.tensor(np.random.default_rng(0).choice(ordinary, (400, 500)))
@@ -248,7 +248,7 @@ def test_masking_is_berts(tiny):
 
 def test_every_row_is_read_once_before_any_is_read_twice(engine):
     def read(seed):
-        loader = DataLoader(range(10), batch_size=2, sampler=batches.EndlessShuffle(10, 4, seed))
+        loader = DataLoader(range(10), batch_size=2, sampler=data.EndlessShuffle(10, 4, seed))
         loader = engine.prepare(loader)
         return [row for _ in range(5) for batch in loader for row in batch.tolist()]
 
@@ -268,13 +268,13 @@ def test_steps_per_epoch(tiny, sentences):
 def test_tokens_are_cached_from_process_to_process(tmp_path, tiny_folder):
     path = write_csv(tmp_path / "a.csv", [f"the cat number {i}" for i in range(20)])
     texts = data.read_texts(path, "review")
-    first = data._tokenize(texts, load_teacher(tiny_folder)[1])
+    first = masked._tokenize(texts, load_teacher(tiny_folder)[1])
     (file,) = {entry["filename"] for entry in first.cache_files}
     written = os.stat(file).st_mtime_ns
     code = (
-        "from helpers import data; from helpers.models import load_teacher; "
+        "from helpers import data; from helpers.data import masked; from helpers.models import load_teacher; "
         f"tokenizer = load_teacher({str(tiny_folder)!r})[1]; tokenizer(['the cat']); "
-        f"tokens = data._tokenize(data.read_texts({str(path)!r}, 'review'), tokenizer); "
+        f"tokens = masked._tokenize(data.read_texts({str(path)!r}, 'review'), tokenizer); "
         "print(tokens.cache_files[0]['filename'])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

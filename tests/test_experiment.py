@@ -4,19 +4,21 @@ import shutil
 import pytest
 import torch
 
-from helpers import evaluation, experiment, models, records, settings
+from helpers import evaluation, models
+from helpers.runs import experiment, records
+from helpers.runs.parameters import check_parameters
 
 
 def test_check_parameters_returns_the_upper_case_names(parameters):
     namespace = {**parameters, "In": [], "_": 1, "helper": 2, "pd": None}
-    assert settings.check_parameters(namespace) == parameters
+    assert check_parameters(namespace) == parameters
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("MAX_STEPZ", 3, "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?"),
-        ("COLOUR", 3, "The parameters are TEACHER, "),
+        ("COLOUR", 3, "There are: TEACHER, "),
         ("MAX_STEPS", 0, "MAX_STEPS is 0; it has to be a whole number, at least 1."),
         ("MAX_STEPS", 2.5, "MAX_STEPS is 2.5"),
         ("MAX_STEPS", True, "MAX_STEPS is True"),
@@ -57,7 +59,7 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
 )
 def test_check_parameters_names_the_fault(parameters, name, value, message):
     with pytest.raises(ValueError, match=r".") as caught:
-        settings.check_parameters({**parameters, name: value})
+        check_parameters({**parameters, name: value})
     assert message in str(caught.value)
 
 
@@ -65,13 +67,13 @@ def test_an_output_dir_that_cannot_be_written_is_named_before_any_work(parameter
     (tmp_path / "file").write_text("kept")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=r"OUTPUT_DIR: .*file.* cannot be written \(.*Set it to a folder"):
-            settings.check_parameters({**parameters, "OUTPUT_DIR": str(folder)})
+            check_parameters({**parameters, "OUTPUT_DIR": str(folder)})
     assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_check_parameters_names_every_fault():
     with pytest.raises(ValueError, match=r"SEEDLING.*\n.*MAX_STEPS is 0"):
-        settings.check_parameters({"SEEDLING": 1, "MAX_STEPS": 0})
+        check_parameters({"SEEDLING": 1, "MAX_STEPS": 0})
 
 
 @pytest.mark.parametrize(("steps", "shared"), [(320, (4, 80)), (3, (3, 1)), (1, (1, 1)), (10, (4, 2))])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from helpers.records import WRITING
+from helpers.catalyst_today.saving import WRITING
 
 TINY = yaml.safe_load((ROOT / "notebooks" / "parameters" / "tiny.yaml").read_text(encoding="utf-8"))
 NOTEBOOK = ROOT / "notebooks" / "08_experiments.ipynb"

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import labelled
-from helpers.batches import IGNORED, LengthGroupedShuffle
-from helpers.data import bundled_reviews
+from helpers import data
+from helpers.data import IGNORED, LengthGroupedShuffle, bundled_reviews
+from helpers.data.labelled import _shingles
+from helpers.runs import experiment
 
 # Lines in the form of RuTweetCorp's files, invented.
 POSITIVE = [
@@ -50,7 +51,7 @@ def test_rutweetcorps_files_are_read_as_they_are_published(tmp_path, capsys):
         "negative": tweets(tmp_path / "negative.csv", NEGATIVE, -1),
         "positive": tweets(tmp_path / "positive.csv", POSITIVE, 1),
     }
-    table = labelled.read_labelled(source, text_field=3)
+    table = data.read_labelled(source, text_field=3)
     assert named(table) == [(text, "negative") for text in NEGATIVE] + [(text, "positive") for text in POSITIVE]
     assert table.features["label"].names == ["negative", "positive"]
     assert capsys.readouterr().err == "", "no progress bar of datasets"
@@ -65,7 +66,7 @@ def test_rutweetcorps_tweets_may_hold_quotes_and_line_breaks_also_the_first(tmp_
             "negative": tweets(tmp_path / f"negative{first}.csv", own, -1),
             "positive": tweets(tmp_path / f"positive{first}.csv", POSITIVE, 1),
         }
-        table = labelled.read_labelled(source, text_field=3)
+        table = data.read_labelled(source, text_field=3)
         assert table["text"][:3] == [text.replace('""', '"') for text in own]
 
 
@@ -74,7 +75,7 @@ def test_a_tweet_whose_semicolon_no_quotes_hold_is_named(tmp_path):
     bad.write_text(bad.read_text(encoding="utf-8") + "1;2;name;один; и другой;-1;0;0;0;1;2;3;0\n", encoding="utf-8")
     source = {"negative": bad, "positive": tweets(tmp_path / "positive.csv", POSITIVE, 1)}
     with pytest.raises(ValueError, match=r"negative\.csv: not readable as CSV.*line 7"):
-        labelled.read_labelled(source, text_field=3)
+        data.read_labelled(source, text_field=3)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_tweet_whose_semicolon_no_quotes_hold_is_named(tmp_path):
 def test_labels_are_words_or_numbers_of_two_classes_or_more(tmp_path, labels, names):
     texts = ["Ёлка и снег.", "Ein Satz, mit Komma", "a third one"]
     path = write(tmp_path / "a.csv", list(zip(texts, labels, strict=True)), ("отзыв", "оценка"))
-    table = labelled.read_labelled(path, "отзыв", "оценка")
+    table = data.read_labelled(path, "отзыв", "оценка")
     assert table.column_names == ["text", "label"]
     assert table.features["label"].names == names
     assert [text for text, _ in named(table)] == texts
@@ -99,12 +100,12 @@ def test_labels_are_words_or_numbers_of_two_classes_or_more(tmp_path, labels, na
 def test_a_file_without_names_is_read_by_number(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("1\tso good\n0\tso bad\n", encoding="utf-8")
-    assert named(labelled.read_labelled(path, 1, 0)) == [("so good", "1"), ("so bad", "0")]
+    assert named(data.read_labelled(path, 1, 0)) == [("so good", "1"), ("so bad", "0")]
 
 
 def test_columns_may_have_each_others_names(tmp_path):
     path = write(tmp_path / "a.csv", [("x", "good one"), ("y", "bad one")], ("text", "label"))
-    assert named(labelled.read_labelled(path, "label", "text")) == [("good one", "x"), ("bad one", "y")]
+    assert named(data.read_labelled(path, "label", "text")) == [("good one", "x"), ("bad one", "y")]
 
 
 @pytest.mark.parametrize(
@@ -124,28 +125,28 @@ def test_bad_input_is_named(tmp_path, rows, fields, error, message):
     if rows is not None:
         write(path, rows)
     with pytest.raises(error, match=message):
-        labelled.read_labelled(path, *fields)
+        data.read_labelled(path, *fields)
 
 
 def test_near_repeats_by_hand_and_against_every_pair():
     # Five words have three shingles; with one word more, three of four are shared.
     a, b, c = "one two three four five", "One two, three four FIVE six.", "one two three seven eight"
-    assert labelled.near_repeats([a, b, c, a]).tolist() == [0, 0, 1, 0]  # a and c share one of five
+    assert data.near_repeats([a, b, c, a]).tolist() == [0, 0, 1, 0]  # a and c share one of five
     generator = np.random.default_rng(0)
     texts = [" ".join(generator.choice(list("abc"), generator.integers(1, 9))) for _ in range(60)]
     groups = np.arange(60)
     for i in range(60):
         for j in range(i):
-            ours, theirs = (labelled._shingles(texts[k]) for k in (i, j))
+            ours, theirs = (_shingles(texts[k]) for k in (i, j))
             if len(ours & theirs) >= 0.5 * len(ours | theirs):
                 groups[groups == groups[i]] = groups[j]
-    found = labelled.near_repeats(texts)
+    found = data.near_repeats(texts)
     assert ((found[:, None] == found) == (groups[:, None] == groups)).all()
 
 
 def test_sentences_are_cut_and_the_short_left_out():
     text = "It was good... Really? I would see it again, and again! No. Он был хорош, очень даже. tail without any stop"
-    assert labelled.sentences([text]) == [
+    assert data.sentences([text]) == [
         "I would see it again, and again!",
         "Он был хорош, очень даже.",
         "tail without any stop",
@@ -156,7 +157,7 @@ def test_sentences_are_cut_and_the_short_left_out():
 def hundred():
     texts = [f"text number {i} says {i * 7919 % 1000} of thing {i * 31 % 97} and {i * 17 % 89}" for i in range(100)]
     rows = {"text": texts, "label": ["bad" if i % 4 == 0 else "good" for i in range(100)]}
-    return labelled.with_label_names(datasets.Dataset.from_dict(rows), "hundred")
+    return data.with_label_names(datasets.Dataset.from_dict(rows), "hundred")
 
 
 SIZES = {"train": 40, "valid": 20, "test": 20}
@@ -173,12 +174,12 @@ def test_no_text_stands_in_two_parts(hundred, capsys):
     more = datasets.Dataset.from_dict({"text": [double, near], "label": [1, 1]}, features=hundred.features)
     corpus = corpus_of(f"A review. {known}. And that was all of it then.", hundred["text"][9] + " too")
     table = datasets.concatenate_datasets([hundred, more])
-    parts = labelled.part(table, SIZES, corpus=corpus, transfer_texts=1000)
+    parts = data.part(table, SIZES, corpus=corpus, transfer_texts=1000)
     said = capsys.readouterr().out
     assert "102 labelled texts, left out: 1 that the corpus holds and 2 near repeats." in said
     assert {name: len(part) for name, part in parts.items()} == {**SIZES, "transfer": 99 - 80 + 2}
     everything = [text for part in parts.values() for text in part["text"]]
-    groups = labelled.near_repeats(everything)
+    groups = data.near_repeats(everything)
     assert len(set(groups.tolist())) == len(everything)
     assert known not in [text for name in SIZES for text in parts[name]["text"]]
     assert "And that was all of it then." in parts["transfer"]["text"][:]
@@ -191,7 +192,7 @@ def test_no_text_stands_in_two_parts(hundred, capsys):
 
 def test_parts_depend_on_the_seed_and_on_nothing_else(hundred):
     def texts(seed):
-        parts = labelled.part(hundred, SIZES, corpus=corpus_of("Nothing of this."), transfer_texts=10, seed=seed)
+        parts = data.part(hundred, SIZES, corpus=corpus_of("Nothing of this."), transfer_texts=10, seed=seed)
         assert len(parts["transfer"]) == 10
         return {name: part["text"][:] for name, part in parts.items()}
 
@@ -199,9 +200,9 @@ def test_parts_depend_on_the_seed_and_on_nothing_else(hundred):
 
 
 def test_parts_of_the_bundled_sentences_are_whole_and_balanced():
-    table = labelled.labelled_corpus({"LABELLED_CORPUS": "bundled"})
+    table = experiment.labelled_corpus({"LABELLED_CORPUS": "bundled"})
     assert table.features["label"].names == ["negative", "positive"]
-    parts = labelled.part(table.select(range(0, 8530, 5)), SIZES, corpus=bundled_reviews("imdb"), transfer_texts=30)
+    parts = data.part(table.select(range(0, 8530, 5)), SIZES, corpus=bundled_reviews("imdb"), transfer_texts=30)
     assert [len(part) for part in parts.values()] == [40, 20, 20, 30]
     assert [sum(parts[name]["label"]) for name in SIZES] == [20, 10, 10]
 
@@ -209,21 +210,21 @@ def test_parts_of_the_bundled_sentences_are_whole_and_balanced():
 def test_fewer_texts_than_wanted_shrink_the_parts_and_rare_classes_stay_in_each():
     labels = ["often"] * 20 + ["seldom"] * 3
     rows = {"text": [f"{i} {i * i} {i + 7} words" for i in range(23)], "label": labels}
-    table = labelled.with_label_names(datasets.Dataset.from_dict(rows), "small")
+    table = data.with_label_names(datasets.Dataset.from_dict(rows), "small")
     sizes = {"train": 200, "valid": 100, "test": 100}
-    parts = labelled.part(table, sizes, corpus=corpus_of("Nothing of this."), transfer_texts=10)
+    parts = data.part(table, sizes, corpus=corpus_of("Nothing of this."), transfer_texts=10)
     assert [len(parts[name]) for name in sizes] == [11, 5, 5]
     assert all(set(parts[name]["label"]) == {0, 1} for name in sizes)
     with pytest.raises(ValueError, match=r"the label 'seldom' has 2 different text.*3 parts.*LABEL_FIELD"):
-        labelled.part(table.select(range(22)), sizes, corpus=corpus_of("Nothing."), transfer_texts=10)
+        data.part(table.select(range(22)), sizes, corpus=corpus_of("Nothing."), transfer_texts=10)
 
 
 def test_a_batch_is_what_the_tokenizer_itself_would_pad(tiny, hundred):
     _, tokenizer = tiny
-    rows = labelled.encode(hundred, tokenizer, 24)
+    rows = data.encode(hundred, tokenizer, 24)
     assert rows["text"][:] == hundred["text"][:]
     assert rows["length"][:] == [len(ids) for ids in rows["input_ids"]]
-    batch = next(iter(labelled.row_loader(rows, tokenizer, 7)))
+    batch = next(iter(data.row_loader(rows, tokenizer, 7)))
     expected = tokenizer(rows["text"][:7], truncation=True, max_length=24, padding=True, return_tensors="pt")
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     assert torch.equal(batch["attention_mask"], expected["attention_mask"])
@@ -233,10 +234,10 @@ def test_a_batch_is_what_the_tokenizer_itself_would_pad(tiny, hundred):
 
 def test_unlabelled_rows_and_a_teachers_logits_go_into_batches(tiny, hundred):
     _, tokenizer = tiny
-    rows = labelled.encode(hundred.remove_columns("label"), tokenizer, 24)
+    rows = data.encode(hundred.remove_columns("label"), tokenizer, 24)
     logits = torch.randn(100, 3)
-    rows = labelled.with_teacher_logits(rows, logits)
-    loaders = labelled.label_loaders(rows, rows, tokenizer, batch_size=8, steps_per_epoch=5, seed=0)
+    rows = data.with_teacher_logits(rows, logits)
+    loaders = data.label_loaders(rows, rows, tokenizer, batch_size=8, steps_per_epoch=5, seed=0)
     assert len(loaders["train"]) == 5
     batch = next(iter(loaders["valid"]))
     assert batch["labels"].tolist() == [IGNORED] * 8

@@ -23,9 +23,11 @@ from catalyst.contrib.scripts.run import process_configs
 from safetensors.torch import load_file
 
 from conftest import ROOT
-from helpers import checkpoints, data, experiment, launch, models, training
-from helpers.engine import Engine
-from helpers.history import HistoryCallback
+from helpers import data, models, training
+from helpers.catalyst_today import checkpoints
+from helpers.catalyst_today.engine import Engine
+from helpers.catalyst_today.history import HistoryCallback
+from helpers.runs import experiment, launch
 
 CONFIGS = ROOT / "notebooks" / "configs"
 OPTIONS = {"epochs": 4, "learning_rate": 5e-3, "loss_weights": {"kl": 0.6, "mlm": 0.4}, "temperature": 1.0, "seed": 0}
@@ -301,8 +303,8 @@ import torch
 from catalyst import dl
 from torch.utils.data import DataLoader
 from helpers import data, models, training
-from helpers.batches import EndlessShuffle
-from helpers.engine import Engine, is_main_process
+from helpers.data import EndlessShuffle
+from helpers.catalyst_today.engine import Engine, is_main_process
 
 training.ResumeCallback.__init__.__defaults__ = (None, 0)  # a state after each epoch
 folder, csv, out, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
@@ -551,7 +553,7 @@ def test_overlays_run(overlay, tmp_path, tiny_folder):
 def test_config_files_name_what_is_there(file):
     merged = process_configs([CONFIGS / "distill.yml", file])
     assert list(launch.config_faults(merged)) == []
-    from helpers.settings import PARAMETERS
+    from helpers.runs.parameters import PARAMETERS
 
     for name, value in merged["parameters"].items():
         assert not name.isupper() or PARAMETERS[name][0](value), name

@@ -13,10 +13,10 @@ from transformers import BertConfig, BertModel
 
 import tiny_teacher
 from conftest import ROOT
-from helpers import settings
 from helpers.models import quiet_transformers
+from helpers.runs.parameters import PARAMETERS, check_parameters
 
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import parameter_table
 
 FILES = {
@@ -35,7 +35,7 @@ def test_each_experiment_has_its_file():
 def test_a_file_names_what_a_notebook_has_and_every_value_is_right(name, tmp_path):
     for number, defaults in NOTEBOOKS.items():
         used = {key: value for key, value in FILES[name].items() if key in defaults}
-        settings.check_parameters(defaults | used | {"OUTPUT_DIR": str(tmp_path / number)})
+        check_parameters(defaults | used | {"OUTPUT_DIR": str(tmp_path / number)})
     assert set(FILES[name]) <= set().union(*NOTEBOOKS.values())
 
 
@@ -104,10 +104,10 @@ def test_a_file_that_needs_a_hub_runs_on_a_small_teacher_of_its_shape(name, laye
 
 
 def test_every_parameter_of_every_notebook_is_described_once():
-    assert set(settings.PARAMETERS) == set().union(*NOTEBOOKS.values())
-    assert all(parameter.what and parameter.right for parameter in settings.PARAMETERS.values())
+    assert set(PARAMETERS) == set().union(*NOTEBOOKS.values())
+    assert all(parameter.what and parameter.right for parameter in PARAMETERS.values())
     written = parameter_table.TARGET.read_text(encoding="utf-8")
-    assert written == parameter_table.TEXT + parameter_table.table(), "run `python notebooks/parameter_table.py`"
+    assert written == parameter_table.TEXT + parameter_table.table(), "run `python notebooks/tools/parameter_table.py`"
 
 
 def test_a_default_that_notebooks_do_not_share_is_told_apart():
@@ -125,20 +125,20 @@ def injected(**values):
 @pytest.mark.parametrize(("name", "meant"), [("seed", "SEED"), ("Max_steps", "MAX_STEPS"), ("_seed", "SEED")])
 def test_a_name_of_any_case_that_papermill_sets_is_checked(name, meant):
     with pytest.raises(ValueError, match=rf"^{name} is no parameter of any notebook; did you mean {meant}\?$"):
-        settings.check_parameters(injected(**{name: 3}))
+        check_parameters(injected(**{name: 3}))
 
 
 def test_names_that_a_notebook_gives_to_its_own_values_are_left_alone():
     """Of the set-up cell before, and of the cells after when the check is run a second time."""
     own = {"address": "https://x", "seed": 1, "layers": [0, 2], "Depth": 6}
-    assert settings.check_parameters({**injected(SEED=2, LAYERS=[0, 1]), **own}) == {"SEED": 2, "LAYERS": [0, 1]}
-    assert settings.check_parameters({"SEED": 0, "In": ["", "seed = 1"], **own}) == {"SEED": 0}
+    assert check_parameters({**injected(SEED=2, LAYERS=[0, 1]), **own}) == {"SEED": 2, "LAYERS": [0, 1]}
+    assert check_parameters({"SEED": 0, "In": ["", "seed = 1"], **own}) == {"SEED": 0}
 
 
 def test_papermills_newest_cell_counts_where_it_was_run_twice():
     namespace = injected(seed=1)
     namespace["In"].append("# Parameters\nSEED = 1\n")
-    assert settings.check_parameters(namespace | {"SEED": 1}) == {"SEED": 1}
+    assert check_parameters(namespace | {"SEED": 1}) == {"SEED": 1}
 
 
 def test_a_mistyped_name_in_small_letters_stops_a_notebook(tmp_path):
@@ -158,4 +158,4 @@ def test_a_mistyped_name_in_small_letters_stops_a_notebook(tmp_path):
 )
 def test_a_grid_that_is_none_is_refused(value):
     with pytest.raises(ValueError, match=r"GRID is .*lists of different values"):
-        settings.check_parameters({"GRID": value})
+        check_parameters({"GRID": value})

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import html_report
 import run
 

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import results
 import run
 
@@ -174,7 +174,7 @@ def test_tutorial_that_is_interrupted_says_so_and_stops(repository):
     nbformat.write(sleeping, repository / "notebooks" / "01_one.ipynb")
     code = f"import run, pathlib, sys; run.ROOT = pathlib.Path({str(repository)!r}); run.COPIES = run.ROOT / 'copies'; "
     command = [sys.executable, "-c", code + "sys.argv = ['run', 'tutorial', '01']; sys.exit(run.main())"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "notebooks")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "notebooks" / "tools")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     shown = ""
     while "asleep" not in shown:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import DistilBertForMaskedLM
 
-from helpers import batches, callbacks, checkpoints, data, losses, models, steps, training
-from helpers.engine import Engine, fastest_precision
+from helpers import callbacks, data, losses, models, training
+from helpers.catalyst_today import checkpoints, saving, steps
+from helpers.catalyst_today.engine import Engine, default_precision
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
 
 WEIGHTS = {"kl": 0.5, "mlm": 0.3, "cosine": 0.15, "mse": 0.05}
@@ -201,7 +202,7 @@ def test_loader_metrics_are_those_of_all_tokens(tiny, loaders, engine, tmp_path)
         with torch.no_grad():
             s, s_hidden = models.MaskedPositionLM(student)(**batch)
             t, t_hidden = models.MaskedPositionLM(teacher)(**batch)
-        logits.append(s), teacher_logits.append(t), targets.append(callbacks.masked_targets(batch))
+        logits.append(s), teacher_logits.append(t), targets.append(data.masked_targets(batch))
         attended = batch["attention_mask"].bool()
         cosines.append(1 - torch.cosine_similarity(s_hidden[-1][attended], t_hidden[-1][attended], dim=-1))
     s, t, targets = torch.cat(logits).double(), torch.cat(teacher_logits).double(), torch.cat(targets)
@@ -252,7 +253,7 @@ def test_four_times_eight_is_one_times_thirty_two(tiny, engine, tmp_path, monkey
     class Counts(dl.Callback):
         def on_batch_end(self, runner):
             if runner.is_train_loader:
-                counts.append((len(runner.batch["input_ids"]), len(callbacks.masked_targets(runner.batch))))
+                counts.append((len(runner.batch["input_ids"]), len(data.masked_targets(runner.batch))))
 
     parts = [steps.AccumulationCallback(4), Counts(order=1)]
     in_parts, history_in_parts, student_in_parts = gradients_of(tiny, engine, tmp_path / "4x8", monkeypatch, parts)
@@ -274,7 +275,7 @@ def test_four_times_eight_is_one_times_thirty_two(tiny, engine, tmp_path, monkey
 
 def test_a_batch_of_fewer_rows_than_parts_still_ends_its_step():
     batch = {key: torch.ones(3, 2, dtype=torch.long) for key in ("input_ids", "attention_mask", "labels")}
-    parts = list(batches.micro_batches([batch, batch], 4))
+    parts = list(steps.micro_batches([batch, batch], 4))
     assert [part["step_ends"] for part in parts] == [False, False, True] * 2
     assert {len(part["input_ids"]) for part in parts} == {1}
     with pytest.raises(ValueError, match="parts is 0"):
@@ -482,14 +483,14 @@ def test_a_loss_without_weight_is_not_computed():
 def test_best_and_last_student_are_kept_and_the_best_is_used(tiny, loaders, engine, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0])
     saved = {}
-    on_epoch_end = checkpoints.StudentCheckpointCallback.on_epoch_end
+    on_epoch_end = checkpoints.CheckpointCallback.on_epoch_end
 
     def scored(self, runner):
         runner.epoch_metrics["valid"]["loss"] = next(scores)
         on_epoch_end(self, runner)
         saved[runner.epoch_step] = {k: v.clone() for k, v in runner.model["student"].state_dict().items()}
 
-    monkeypatch.setattr(checkpoints.StudentCheckpointCallback, "on_epoch_end", scored)
+    monkeypatch.setattr(checkpoints.CheckpointCallback, "on_epoch_end", scored)
     student, _, _ = run(tiny, loaders, engine, tmp_path)
     for name, weight in load_file(tmp_path / "best" / "model.safetensors").items():
         assert torch.equal(weight, saved[2][name])
@@ -501,7 +502,7 @@ def test_best_and_last_student_are_kept_and_the_best_is_used(tiny, loaders, engi
 
 def test_a_write_that_fails_leaves_what_was_there(tiny, tmp_path):
     student = models.extract_student(tiny[0], [0])
-    checkpoints.save_folder(tmp_path / "kept", student)
+    saving.save_folder(tmp_path / "kept", student)
     before = (tmp_path / "kept" / "model.safetensors").read_bytes()
 
     class Dies:
@@ -510,7 +511,7 @@ def test_a_write_that_fails_leaves_what_was_there(tiny, tmp_path):
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.save_folder(tmp_path / "kept", Dies())
+        saving.save_folder(tmp_path / "kept", Dies())
     assert (tmp_path / "kept" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
@@ -533,8 +534,7 @@ def test_masked_lm_runners_validation_is_over_all_tokens(tiny, loaders, engine):
     history = training.train_masked_lm(teacher, loaders, epochs=1, learning_rate=1e-3, seed=0, engine=engine)
     with torch.no_grad():
         parts = [
-            (models.MaskedPositionLM(teacher)(**batch)[0], callbacks.masked_targets(batch))
-            for batch in loaders["valid"]
+            (models.MaskedPositionLM(teacher)(**batch)[0], data.masked_targets(batch)) for batch in loaders["valid"]
         ]
     whole = losses.masked_lm_loss(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     assert history.validations[0]["loss"] == pytest.approx(whole.item(), rel=1e-5)
@@ -552,7 +552,7 @@ def test_engine_reduces_metrics_to_floats(engine):
 
 
 def test_engine_says_what_it_chose(capsys):
-    chosen, reason = fastest_precision()
+    chosen, reason = default_precision()
     engine = Engine()
     assert engine.mixed_precision == chosen
     assert reason in capsys.readouterr().out

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from helpers.batches import IGNORED
-from helpers.engine import Engine
+from helpers.catalyst_today.engine import Engine
+from helpers.data import IGNORED
 from helpers.training import distill
 
 TEMPERATURE = 2.0

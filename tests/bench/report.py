@@ -13,7 +13,8 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from helpers.records import ROOT, write_json
+from helpers.catalyst_today.saving import write_json
+from helpers.runs.records import ROOT
 
 BENCH = ROOT / "artifacts" / "bench" / "metrics.json"
 RECORD = Path(__file__).with_name("record.json")

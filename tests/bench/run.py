@@ -21,9 +21,10 @@ from statistics import median
 import torch
 import yaml
 
-from helpers.engine import PRECISION_NAMES, fastest_precision
-from helpers.experiment import ensure_teacher
-from helpers.records import ROOT, write_json
+from helpers.catalyst_today.engine import PRECISION_NAMES, default_precision
+from helpers.catalyst_today.saving import write_json
+from helpers.runs.experiment import ensure_teacher
+from helpers.runs.records import ROOT
 
 HERE = Path(__file__).resolve().parent
 BENCH = ROOT / "artifacts" / "bench"
@@ -206,7 +207,7 @@ KEYS = {"speed": "rows"}
 
 def machine() -> dict:
     """What the figures were measured on."""
-    software = {"torch": torch.__version__, "precision": PRECISION_NAMES[fastest_precision()[0]]}
+    software = {"torch": torch.__version__, "precision": PRECISION_NAMES[default_precision()[0]]}
     if torch.cuda.is_available():
         return {"device": torch.cuda.get_device_name(), **software}
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -13,8 +13,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from blocks import Blocks, Products, answers_alone, product_seconds
 from contenders import CONTENDERS
+from helpers.catalyst_today.engine import Engine
 from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
-from helpers.engine import Engine
 from helpers.evaluation import masked_lm_scores
 from helpers.models import extract_student, load_teacher, quiet_transformers, spread_layers
 

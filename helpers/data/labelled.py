@@ -1,95 +1,23 @@
-"""Labelled texts in, parts and dict batches out. Knows nothing of models."""
+"""Labelled texts to parts, rows and dict batches. Knows nothing of models."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from helpers.batches import IGNORED, LabelCollator, LengthGroupedShuffle
-from helpers.data import bundled_reviews, drop_textless, read_columns, renamed, without_bars
-from helpers.records import from_root
+from helpers.data.masked import IGNORED, EndlessShuffle, attended, padded
+from helpers.data.texts import without_bars
 
 SENTENCE_END = re.compile(r"(?<=[.!?…])\s+")
-
-
-def read_labelled(
-    source: str | Path | dict[str, str | Path], text_field: str | int = "text", label_field: str | int = "label"
-) -> datasets.Dataset:
-    """Read texts and their labels from CSV files of any language, in the forms that `data.read_texts` takes.
-
-    Args:
-        source: a CSV file with a column of labels; or from each label to the file that holds its texts.
-        text_field: the column of the texts; a number, counted from 0, where the files have no row of names.
-        label_field: the column of the labels, words or numbers; not used where each label has a file.
-
-    Returns:
-        A dataset with ``text`` (string) and ``label`` (a `datasets.ClassLabel`; numbers in their order, words in the
-        alphabet's). Rows whose text is empty or has no letter are left out; how many is printed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file cannot be read, has no such columns, or both are one; a row has no label; or there are fewer
-            than two labels.
-    """
-    if isinstance(source, dict):
-        parts = []
-        for label, path in source.items():
-            texts = renamed(read_columns(path, {"LABELLED_TEXT_FIELD": text_field}), {text_field: "text"})
-            with without_bars():
-                parts.append(texts.add_column("label", [str(label)] * len(texts)))
-        table, name = datasets.concatenate_datasets(parts), ", ".join(Path(path).name for path in source.values())
-    else:
-        if text_field == label_field:
-            raise ValueError(f"LABELLED_TEXT_FIELD and LABEL_FIELD are both {text_field!r}: they have to differ.")
-        table = read_columns(source, {"LABELLED_TEXT_FIELD": text_field, "LABEL_FIELD": label_field})
-        table, name = renamed(table, {text_field: "text", label_field: "label"}), Path(source).name
-    table = drop_textless(table, name)
-    labels = [(label or "").strip() for label in table["label"]]
-    if "" in labels:
-        example = table[labels.index("")]["text"]
-        raise ValueError(
-            f"{name}: {labels.count(''):,} of {len(labels):,} texts have no label, the first of them {example[:60]!r}. "
-            "Label them, or take them out."
-        )
-    with without_bars():
-        table = table.remove_columns("label").add_column("label", labels)
-    return with_label_names(table, name)
-
-
-def labelled_corpus(parameters: dict[str, Any]) -> datasets.Dataset:
-    """The labelled texts that LABELLED_CORPUS names; ``"bundled"`` is the Rotten Tomatoes sentences."""
-    source = parameters["LABELLED_CORPUS"]
-    if source == "bundled":
-        reviews = bundled_reviews("rotten_tomatoes")
-        with without_bars():
-            return reviews.cast_column("label", datasets.ClassLabel(names=["negative", "positive"]))
-    if isinstance(source, dict):
-        source = {label: from_root(file) for label, file in source.items()}
-    else:
-        source = from_root(source)
-    return read_labelled(source, parameters["LABELLED_TEXT_FIELD"], parameters["LABEL_FIELD"])
-
-
-def with_label_names(table: datasets.Dataset, name: str) -> datasets.Dataset:
-    """Turn the column ``label`` from strings into a `datasets.ClassLabel`. ValueError: there are fewer than two."""
-    try:
-        labels = sorted(set(table["label"]), key=float)
-    except ValueError:
-        labels = sorted(set(table["label"]))
-    if len(labels) < 2:
-        raise ValueError(f"{name}: every text has the label {labels}. To tell classes apart, there have to be two.")
-    with without_bars():
-        return table.cast_column("label", datasets.ClassLabel(names=labels))
 
 
 def words(text: str) -> list[str]:
@@ -217,6 +145,12 @@ def _stratified(labels: np.ndarray, sizes: dict[str, int], generator: np.random.
     return taken
 
 
+def balanced_weights(labels: Sequence[int], classes: int) -> Tensor:
+    """What a text of each class counts so that all classes count alike, one on average: (classes,) float32."""
+    counts = np.bincount(labels, minlength=classes)
+    return torch.tensor(counts.sum() / (classes * counts), dtype=torch.float32)
+
+
 def encode(texts: datasets.Dataset, tokenizer, max_length: int) -> datasets.Dataset:
     """Texts to rows, in their order: ``text``, ``input_ids`` (list of int), ``length``, ``label`` (-100 for none).
 
@@ -243,6 +177,54 @@ def with_teacher_logits(rows: datasets.Dataset, logits: Tensor) -> datasets.Data
     """Add a teacher's logits, (rows, classes) float, as the column ``t_logits``."""
     with without_bars():
         return rows.add_column("t_logits", logits.tolist())
+
+
+class LengthGroupedShuffle(EndlessShuffle):
+    """The same, with rows of about one length beside each other, so that little of a batch is padding.
+
+    Each pass is shuffled and cut into pieces of `BATCHES_SORTED` batches; a piece is sorted by length, and its batches
+    are shuffled again.
+
+    Args:
+        lengths: tokens in each row, (rows,) int.
+        samples, seed: see `EndlessShuffle`.
+        batch_size: rows in a batch.
+    """
+
+    BATCHES_SORTED = 32
+
+    def __init__(self, lengths: np.ndarray, samples: int, seed: int, batch_size: int):
+        super().__init__(len(lengths), samples, seed)
+        self.lengths, self.batch_size = np.asarray(lengths), batch_size
+
+    def order(self, generator):
+        shuffled, batches = super().order(generator), []
+        for start in range(0, self.rows, self.batch_size * self.BATCHES_SORTED):
+            piece = shuffled[start : start + self.batch_size * self.BATCHES_SORTED]
+            piece = piece[np.argsort(self.lengths[piece], kind="stable")]
+            batches += [piece[first : first + self.batch_size] for first in range(0, len(piece), self.batch_size)]
+        return np.concatenate([batches[number] for number in generator.permutation(len(batches))])
+
+
+class LabelCollator:
+    """Rows of token ids with a label to a dict batch.
+
+    ``input_ids`` and ``attention_mask`` are (batch, length) int64, ``labels`` (batch,) int64, `IGNORED` where there is
+    none; rows that have the teacher's ``t_logits`` give (batch, classes) float32.
+    """
+
+    def __init__(self, tokenizer):
+        self.pad = tokenizer.pad_token_id
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {
+            "input_ids": padded(rows, "input_ids", self.pad).long(),
+            "attention_mask": attended(rows),
+            "labels": torch.tensor([int(row["label"]) for row in rows]),
+        }
+        if "t_logits" in rows[0]:
+            batch["t_logits"] = torch.stack([torch.as_tensor(row["t_logits"]).float() for row in rows])
+        return batch
 
 
 def label_loaders(

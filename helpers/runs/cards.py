@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from helpers.records import from_root
+from helpers.runs.records import from_root
 
 PACKAGED_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 """What ``"minilm"`` is called on the hub."""

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 
 import torch
 from catalyst import dl
 from catalyst.core.callback import Callback, CallbackOrder
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.batches import micro_batches
+from helpers.catalyst_today.fast_cpu import fast_training
+from helpers.data import IGNORED
 
 
-def check_finite(loss: torch.Tensor, where: str, parts: dict[str, torch.Tensor] | None = None) -> None:
-    """Raise a FloatingPointError that says where, if the loss, a scalar, is NaN or infinite; a GPU is waited for."""
-    if not math.isfinite(value := loss.item()):
-        numbers = {key: part.item() for key, part in (parts or {}).items()}
-        detail = "".join(f", {key} {number}" for key, number in numbers.items() if not math.isfinite(number))
-        raise FloatingPointError(
-            f"{where}: the loss is {value}{detail}. Lower LEARNING_RATE, or look for what is wrong in the models' "
-            "weights. What was saved before is kept."
-        )
+def prepared_model(runner) -> torch.nn.Module:
+    """The model that a run trains, as the engine has prepared it: the runner's, or ``"student"`` of its several."""
+    return runner.model["student"] if isinstance(runner.model, dict) else runner.model
+
+
+def trained_model(runner) -> torch.nn.Module:
+    """The same, without what the engine has put around it."""
+    return runner.engine.unwrap_model(prepared_model(runner))
+
+
+class FastTrainingCallback(Callback):
+    """`fast_cpu.fast_training` for the model that a run trains, from its start to its end."""
+
+    def __init__(self):
+        super().__init__(order=CallbackOrder.Internal)
+        self.replaced = ExitStack()
+
+    def on_experiment_start(self, runner) -> None:
+        model = trained_model(runner)
+        self.replaced.enter_context(fast_training(getattr(model, "model", model)))  # a MaskedPositionLM wraps one
+
+    def on_experiment_end(self, runner) -> None:
+        self.replaced.close()
+
+    def on_exception(self, runner) -> None:
+        self.replaced.close()
 
 
 class FiniteLossCallback(Callback):
     """Stop the run where the loss of a training step is NaN or infinite, before the backward pass.
 
     Raises:
-        FloatingPointError: with the number of the step, counted from 1, and the parts of the loss that are no numbers.
+        FloatingPointError: with the number of the step, counted from 1, and the parts of the loss that are not finite.
     """
 
     def __init__(self, metric_key: str = "loss"):
@@ -49,9 +69,32 @@ class FiniteLossCallback(Callback):
         if not runner.is_train_loader:
             return
         parts = {key: value for key, value in runner.batch_metrics.items() if torch.is_tensor(value)}
-        loss = parts.pop(self.metric_key)
-        check_finite(loss, f"step {self.steps + 1}", parts)
+        if not math.isfinite(value := parts.pop(self.metric_key).item()):  # a GPU is waited for here
+            numbers = {key: part.item() for key, part in parts.items()}
+            detail = "".join(f", {key} {number}" for key, number in numbers.items() if not math.isfinite(number))
+            raise FloatingPointError(
+                f"step {self.steps + 1}: the loss is {value}{detail}. Lower LEARNING_RATE, or look for what is wrong "
+                "in the models' weights. What was saved before is kept."
+            )
         self.steps += runner.engine.sync_gradients
+
+
+def micro_batches(loader: Iterable[dict[str, torch.Tensor]], parts: int) -> Iterator[dict[str, torch.Tensor | bool]]:
+    """Cut each batch of a loader into `parts` along its rows (fewer, where it has fewer rows).
+
+    A micro-batch holds its part of what the batch holds, and four more keys: ``step_ends``, True in the last one, and
+    of the whole batch the numbers of tokens, or texts, that a loss is a mean over: ``step_labels`` (those with a
+    label), ``step_logits`` (those with logits: each masked token, or each text) and ``step_attended`` (tokens).
+    """
+    for batch in loader:
+        labels = (batch["labels"] != IGNORED).sum()
+        counts = {"step_labels": labels, "step_logits": labels if batch["labels"].dim() > 1 else len(batch["labels"])}
+        counts["step_attended"] = batch["attention_mask"].sum()
+        pieces = min(parts, len(batch["input_ids"]))
+        cut = {key: tensor.tensor_split(pieces) for key, tensor in batch.items()}
+        for piece in range(pieces):
+            part = {key: tensors[piece] for key, tensors in cut.items()}
+            yield part | counts | {"step_ends": piece == pieces - 1}
 
 
 class AccumulationCallback(Callback):
@@ -78,9 +121,8 @@ class AccumulationCallback(Callback):
     def on_batch_start(self, runner) -> None:
         runner.engine.sync_gradients = runner.batch.get("step_ends", True)
         # Between processes, gradients travel once a step and not once a micro-batch.
-        for model in runner.model.values() if isinstance(runner.model, dict) else [runner.model]:
-            if isinstance(model, DistributedDataParallel):
-                model.require_backward_grad_sync = runner.engine.sync_gradients
+        if isinstance(model := prepared_model(runner), DistributedDataParallel):
+            model.require_backward_grad_sync = runner.engine.sync_gradients
 
     def on_exception(self, runner) -> None:
         # accelerate keeps this in a class: the next run in this process would stand still.
@@ -105,18 +147,16 @@ class StepSchedulerCallback(dl.SchedulerCallback):
 
 
 class GradientClippingCallback(Callback):
-    """Scale the student's gradient down to norm `max_norm` between the backward pass and the step.
+    """Scale the gradient down to norm `max_norm` between the backward pass and the step.
 
     Upstream's ``BackwardCallback(grad_clip_fn=...)`` reads a ``self.model`` that it does not have.
     """
 
-    def __init__(self, max_norm: float, model_key: str | None = None):
+    def __init__(self, max_norm: float):
         super().__init__(order=CallbackOrder.Backward + 1)
         self.max_norm = max_norm
-        self.model_key = model_key
 
     def on_batch_end(self, runner) -> None:
         if runner.is_train_loader and runner.engine.sync_gradients:
-            model = runner.model if self.model_key is None else runner.model[self.model_key]
-            norm = runner.engine.clip_grad_norm_(model.parameters(), self.max_norm)
+            norm = runner.engine.clip_grad_norm_(prepared_model(runner).parameters(), self.max_norm)
             runner.batch_metrics["gradient_norm"] = norm

@@ -1,6 +1,6 @@
 """Write notebooks/parameters/README.md: every parameter, as cells and `helpers.settings` have it.
 
-`make notebooks` calls this; by itself: `python notebooks/parameter_table.py`.
+`make notebooks` calls this; by itself: `python notebooks/tools/parameter_table.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import nbformat
 
-from helpers.settings import PARAMETERS
+from helpers.runs.parameters import PARAMETERS
 from results import rows
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "notebooks" / "parameters" / "README.md"
 TEXT = """\
 # Parameters

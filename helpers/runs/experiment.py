@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+from catalyst.core.callback import Callback
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.cards import model_card
-from helpers.checkpoints import save_folder
-from helpers.data import bundled_reviews, masked_lm_loaders, read_texts
-from helpers.engine import Engine, is_main_process, wait_for_everyone
+from helpers.catalyst_today.engine import Engine, default_precision, is_main_process, wait_for_everyone
+from helpers.catalyst_today.history import History
+from helpers.catalyst_today.saving import save_folder, write_json
+from helpers.data import bundled_reviews, masked_lm_loaders, read_labelled, read_texts, without_bars
 from helpers.models import (
     check_layers,
     extract_student,
@@ -27,7 +29,8 @@ from helpers.models import (
     quiet_transformers,
     spread_layers,
 )
-from helpers.records import fingerprint, from_root, identity, write_json
+from helpers.runs.cards import model_card
+from helpers.runs.records import fingerprint, from_root, identity
 from helpers.training import distill, train_masked_lm
 
 VALIDATIONS = 4
@@ -44,6 +47,20 @@ def read_corpus(parameters: dict[str, Any]):
     if parameters["CORPUS"] == "bundled":
         return bundled_reviews("imdb")
     return read_texts(from_root(parameters["CORPUS"]), parameters["TEXT_FIELD"])
+
+
+def labelled_corpus(parameters: dict[str, Any]) -> datasets.Dataset:
+    """The labelled texts that LABELLED_CORPUS names; ``"bundled"`` is the Rotten Tomatoes sentences."""
+    source = parameters["LABELLED_CORPUS"]
+    if source == "bundled":
+        reviews = bundled_reviews("rotten_tomatoes")
+        with without_bars():
+            return reviews.cast_column("label", datasets.ClassLabel(names=["negative", "positive"]))
+    if isinstance(source, dict):
+        source = {label: from_root(file) for label, file in source.items()}
+    else:
+        source = from_root(source)
+    return read_labelled(source, parameters["LABELLED_TEXT_FIELD"], parameters["LABEL_FIELD"])
 
 
 def split_steps(steps: int) -> tuple[int, int]:
@@ -73,13 +90,13 @@ def corpus_loaders(
 class Trained:
     """A model on the CPU in eval mode, its tokenizer, the history of its training and the folder that holds it.
 
-    `seconds` is what the training took since it was last started; `found` is True where an earlier run left the model.
+    `history` is None of a model that was not trained here; `seconds` is what the training took since it was last
+    started; `found` is True where an earlier run left the model.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    steps: list[dict[str, float]]
-    validations: list[dict[str, float]]
+    history: History | None
     folder: Path
     seconds: float
     found: bool = False
@@ -106,25 +123,26 @@ def _ensure(
                 f"{folder}: the model that was saved here is damaged ({error}). Nothing was overwritten: put back what "
                 "is missing, or move the folder away to have the model made anew."
             ) from error
-        seconds = training["timings"]["seconds"]
-        return Trained(model.eval(), tokenizer, training["steps"], training["validations"], folder, seconds, found=True)
+        history, seconds = History(**training["history"]), training["timings"]["seconds"]
+        return Trained(model.eval(), tokenizer, history, folder, seconds, found=True)
     if is_main_process():
         print(f"{what}: making {where}.")
     made = make()
     if is_main_process():
         save_folder(folder, made.model, made.tokenizer, card=card(made))
-        training = {"parameters": values, "steps": made.steps, "validations": made.validations}
-        write_json(marker, training | {"timings": {"seconds": made.seconds}})
+        training = {"parameters": values, "history": vars(made.history), "timings": {"seconds": made.seconds}}
+        write_json(marker, training)
     wait_for_everyone()
     return made
 
 
-def _teacher_values(parameters: dict[str, Any], trained: bool) -> dict[str, Any]:
+def _teacher_values(parameters: dict[str, Any], trained: bool, engine: Engine | None) -> dict[str, Any]:
     """What a teacher, and what is learned from it, depends on; `trained` where its head was trained here."""
     keys = ("MAX_LENGTH", "TEACHER_BATCH_SIZE", "TEACHER_STEPS") if trained else ("MAX_LENGTH",)
     return {
         "TEACHER": identity(parameters["TEACHER"]),
         "CORPUS": [identity(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
+        "precision": engine.mixed_precision if engine else default_precision()[0],
         **{key: parameters[key] for key in keys},
     }
 
@@ -138,7 +156,8 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> 
 
     Args:
         parameters: checked parameters.
-        engine: where and in which precision to train it; None takes what the hardware does fast.
+        engine: where and in which precision to train it; None takes an engine of its own. A head that was trained in
+            another precision is another.
     """
     model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]))
     most = model.config.max_position_embeddings
@@ -147,10 +166,10 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> 
     if "LAYERS" in parameters:
         # Here, before minutes of training, and not only where the student is extracted.
         check_layers(chosen_layers(parameters["LAYERS"], depth := model.config.num_hidden_layers), depth)
-    values = _teacher_values(parameters, trained=True)
+    values = _teacher_values(parameters, trained=True, engine=engine)
     folder = from_root(parameters["OUTPUT_DIR"]) / "02_student_extraction" / f"teacher-{fingerprint(values)}"
     if not head_is_untrained(model):
-        return Trained(model, tokenizer, [], [], folder, 0.0)
+        return Trained(model, tokenizer, None, folder, 0.0)
 
     def make() -> Trained:
         steps = parameters["TEACHER_STEPS"]
@@ -166,27 +185,28 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> 
             engine=own_engine,
             logdir=folder / "logs",
         )
-        seconds = time.perf_counter() - start
-        return Trained(model, tokenizer, history.steps, history.validations, folder, seconds)
+        return Trained(model, tokenizer, history, folder, time.perf_counter() - start)
 
     return _ensure(folder, values, "Teacher with a trained head", make, lambda made: _card(parameters, made))
 
 
-def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> Trained:
+def ensure_student(
+    parameters: dict[str, Any], teacher: Trained, callbacks: Sequence[Callback] = (), engine: Engine | None = None
+) -> Trained:
     """The student extracted from `teacher` (as `ensure_teacher` gives it) and distilled on CORPUS for MAX_STEPS.
 
-    Where LOSS_WEIGHTS has masked LM alone, that needs no teacher and none is run.
     ``OUTPUT_DIR/03_runner/student-<fingerprint>`` keeps it, with the checkpoints and logs of the run under ``logs/``;
     a run that was interrupted goes on from there.
 
     Args:
         parameters: checked parameters.
         teacher: the teacher to extract from and to learn from.
-        draw: see `training.distill`.
+        callbacks: further ones of the training, if there is one; see `training.fit`.
+        engine: as `ensure_teacher`'s.
     """
     layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     keys = ("BATCH_SIZE", "MAX_STEPS", "LEARNING_RATE", "TEMPERATURE", "LOSS_WEIGHTS", "SEED")
-    values = _teacher_values(parameters, trained=bool(teacher.steps))
+    values = _teacher_values(parameters, trained=teacher.history is not None, engine=engine)
     values |= {"LAYERS": layers, **{key: parameters[key] for key in keys}}
     folder = from_root(parameters["OUTPUT_DIR"]) / "03_runner" / f"student-{fingerprint(values)}"
 
@@ -194,23 +214,21 @@ def ensure_student(parameters: dict[str, Any], teacher: Trained, draw=None) -> T
         student = extract_student(teacher.model, layers)
         steps = parameters["MAX_STEPS"]
         loaders = corpus_loaders(parameters, teacher.tokenizer, steps, parameters["SEED"])
-        engine, start = Engine(), time.perf_counter()
-        options = {"epochs": split_steps(steps)[0], "learning_rate": parameters["LEARNING_RATE"]}
-        options |= {"seed": parameters["SEED"], "engine": engine, "logdir": folder / "logs"}
-        if {name for name, weight in parameters["LOSS_WEIGHTS"].items() if weight > 0} == {"mlm"}:
-            history = train_masked_lm(student, loaders, **options)
-        else:
-            history = distill(
-                teacher.model,
-                student,
-                loaders,
-                **options,
-                loss_weights=parameters["LOSS_WEIGHTS"],
-                temperature=parameters["TEMPERATURE"],
-                draw=draw,
-            )
-        seconds = time.perf_counter() - start
-        return Trained(student, teacher.tokenizer, history.steps, history.validations, folder, seconds)
+        own_engine, start = engine or Engine(), time.perf_counter()
+        history = distill(
+            teacher.model,
+            student,
+            loaders,
+            loss_weights=parameters["LOSS_WEIGHTS"],
+            temperature=parameters["TEMPERATURE"],
+            epochs=split_steps(steps)[0],
+            learning_rate=parameters["LEARNING_RATE"],
+            seed=parameters["SEED"],
+            engine=own_engine,
+            logdir=folder / "logs",
+            callbacks=callbacks,
+        )
+        return Trained(student, teacher.tokenizer, history, folder, time.perf_counter() - start)
 
     return _ensure(folder, values, "Distilled student", make, lambda made: _card(parameters, made, layers))
 
@@ -223,7 +241,7 @@ def card(
     Args:
         parameters: those that it was trained with.
         title: the card's heading.
-        steps: optimizer steps.
+        steps: optimizer steps that its weights have seen.
         metrics: of the validation part, by name.
         layers: the teacher's layers that it was copied from.
     """
@@ -243,9 +261,8 @@ def card(
 
 
 def _card(parameters: dict[str, Any], made: Trained, layers: list[int] | None = None) -> ModelCard:
-    best = min(made.validations, key=lambda validation: validation["loss"])
-    metrics = {name: value for name, value in best.items() if name != "step"}
-    return card(parameters, made.folder.name, len(made.steps), metrics, layers)
+    metrics = {name: value for name, value in made.history.kept.items() if name != "step"}
+    return card(parameters, made.folder.name, made.history.kept["step"], metrics, layers)
 
 
 def chosen_layers(layers: int | list[int], teacher_layers: int) -> list[int]:

@@ -6,23 +6,42 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 from catalyst.core.callback import Callback, CallbackOrder
 from catalyst.loggers.console import ConsoleLogger
 from catalyst.loggers.csv import CSVLogger
+from catalyst.loggers.tensorboard import TensorboardLogger
 from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.notebook import tqdm as widget_tqdm
 
-from helpers.records import written_beside
+from helpers.catalyst_today.saving import written_beside
 
 OPTIMIZER_METRICS = ("lr", "momentum", "gradient_norm")
 """Metrics of a step as a whole. All others are sums over tokens, and those of its micro-batches add up."""
+
+
+@dataclass
+class History:
+    """What a run has measured.
+
+    Attributes:
+        steps: one dict of floats a training step, ``step`` counted from 1.
+        validations: one dict of floats a validation, ``step`` being the number of training steps before it.
+        kept: the validation whose weights the model has at the end.
+    """
+
+    steps: list[dict[str, float]]
+    validations: list[dict[str, float]]
+    kept: dict[str, float]
 
 
 class HistoryCallback(Callback):
@@ -31,8 +50,7 @@ class HistoryCallback(Callback):
     Under torchrun a step's losses are this process's share times the number of processes; validations are of all.
 
     Attributes:
-        steps: one dict of floats a training step, ``step`` counted from 1.
-        validations: one dict of floats a validation, ``step`` being the number of training steps before it.
+        steps, validations: see `History`.
     """
 
     def __init__(self):
@@ -73,13 +91,23 @@ class HistoryCallback(Callback):
         self._unread = []
 
 
+def _is_shown() -> bool:
+    """True in a kernel that a Jupyter server, or Colab, has started for a notebook that someone has open.
+
+    The server names the notebook to the kernel. A kernel that is started from there, as papermill starts one, inherits
+    the name; then its parent has it, too.
+    """
+    name = os.environ.get("JPY_SESSION_NAME")
+    is_served = name is not None and psutil.Process(os.getppid()).environ().get("JPY_SESSION_NAME") != name
+    return is_served or "google.colab" in sys.modules
+
+
 def progress_bar(total: int, description: str, **options) -> tqdm:
     """A bar that is gone when it is closed: a widget where a Jupyter server shows it to someone, else a line of text.
 
     Papermill and nbclient would keep the widget in the notebook, where nothing draws it any more.
     """
-    # A Jupyter server names the notebook's session to the kernels that it starts.
-    if "JPY_SESSION_NAME" in os.environ or "google.colab" in sys.modules:
+    if _is_shown():
         return widget_tqdm(total=total, desc=description, leave=False, **options)
     return tqdm(total=total, desc=description, leave=False, file=sys.stdout, ncols=88, **options)
 
@@ -136,6 +164,15 @@ class ValidationLogger(ConsoleLogger):
             tqdm.write(f"step {steps:>4}, validation: {line}")
 
 
+class SilentLogger(ConsoleLogger):
+    """A console logger that says nothing: without one, Catalyst adds its own."""
+
+    def log_hparams(self, *args, **options) -> None:
+        """Nothing."""
+
+    log_metrics = log_hparams
+
+
 class EpochCSVLogger(CSVLogger):
     """Catalyst's CSV files, one a loader and a row an epoch, each row once however often a run is stopped and resumed.
 
@@ -169,22 +206,52 @@ class EpochCSVLogger(CSVLogger):
             pd.DataFrame(self.rows[loader_key]).to_csv(beside, index=False)
 
 
+class EpochTensorboardLogger(TensorboardLogger):
+    """Catalyst's TensorBoard files, each epoch shown once however often a run is stopped and resumed.
+
+    A file that a resumed run begins says from which epoch on what stands in the files before it no longer counts.
+    """
+
+    def __init__(self, logdir: str | Path):
+        # Not those of batches, which count in samples: one number says what is left out of a file.
+        super().__init__(str(logdir), use_logdir_postfix=True, log_batch_metrics=False)
+        self.epochs = 0
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs: see `checkpoints.ResumeCallback`."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on after these epochs."""
+        self.epochs = state["epochs"]
+
+    def log_metrics(self, metrics, scope, runner) -> None:
+        super().log_metrics(metrics, scope, runner)
+        if scope == "loader" and runner.is_valid_loader:
+            self.epochs = runner.epoch_step
+
+    def _check_loader_key(self, loader_key: str) -> None:
+        if loader_key not in self.loggers:
+            folder = str(Path(self.logdir) / loader_key)
+            self.loggers[loader_key] = SummaryWriter(folder, purge_step=self.epochs + 1)
+
+
 class LiveCurvesCallback(Callback):
     """Draw the history into the notebook while training goes on: one picture that is replaced, not a row of them.
 
     Args:
-        history: the callback whose records are drawn.
         draw: from (steps, validations), as `HistoryCallback` keeps them, to a matplotlib figure, whose title serves as
             its text alternative.
         seconds: the least time between two pictures.
     """
 
-    def __init__(self, history: HistoryCallback, draw: Callable[[list, list], Figure], seconds: float = 10.0):
+    def __init__(self, draw: Callable[[list, list], Figure], seconds: float = 10.0):
         super().__init__(order=CallbackOrder.External + 1)
-        self.history, self.draw, self.seconds = history, draw, seconds
+        self.draw, self.seconds = draw, seconds
 
     def on_experiment_start(self, runner) -> None:
         self.handle, self.drawn_at = None, time.monotonic()
+        (self.history,) = (part for part in runner.callbacks.values() if isinstance(part, HistoryCallback))
 
     def on_batch_end(self, runner) -> None:
         if runner.is_train_loader and time.monotonic() - self.drawn_at > self.seconds:

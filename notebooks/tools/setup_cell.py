@@ -1,6 +1,6 @@
 """Write the set-up cell of every notebook and the README's badges from pyproject's address.
 
-`make notebooks` calls this; where the address alone has changed, `python notebooks/setup_cell.py`.
+`make notebooks` calls this; where the address alone has changed, `python notebooks/tools/setup_cell.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = """\
 import importlib.util
 import os
@@ -23,15 +23,15 @@ if importlib.util.find_spec("helpers"):
     print("Set-up: the helpers are here.")
 else:  # Colab, or another machine where this notebook is all there is
     here, clone = Path("..").resolve(), Path("bert-distillation-catalyst").resolve()
-    if (here / "notebooks" / "install.py").is_file():
+    if (here / "notebooks" / "tools" / "install.py").is_file():
         clone = here  # the repository, not installed yet
-    elif not (clone / "notebooks" / "install.py").is_file():
+    elif not (clone / "notebooks" / "tools" / "install.py").is_file():
         address = "{address}"
         address = os.environ.get("DISTILLATION_REPOSITORY", address)
         if "/OWNER/" in address:
             sys.exit("Set-up: set DISTILLATION_REPOSITORY (by %env) to the repository's address.")
         subprocess.run(["git", "clone", "--depth=1", address, clone], check=True)
-    runpy.run_path(str(clone / "notebooks" / "install.py"), run_name="__main__")"""
+    runpy.run_path(str(clone / "notebooks" / "tools" / "install.py"), run_name="__main__")"""
 GITHUB = "https://github.com/"
 BADGES = re.compile(r"(\(notebooks/(\w+\.ipynb)\).*<!-- badges -->).*(<!-- /badges -->)")
 

@@ -6,7 +6,6 @@ hydra-slayer, which builds the objects of a config, calls an attribute that can 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import pkgutil
@@ -22,31 +21,35 @@ from catalyst import dl
 from catalyst.contrib.scripts.run import parse_args, process_configs
 from huggingface_hub import ModelCard
 
-from helpers.engine import is_main_process
-from helpers.experiment import Trained, chosen_layers, corpus_loaders, split_steps
-from helpers.experiment import card as experiment_card
+from helpers.callbacks import LOSSES, TASK_LOSSES
+from helpers.catalyst_today.engine import is_main_process
 from helpers.models import MaskedPositionLM, extract_student
-from helpers.records import fingerprint, from_root, identity
-from helpers.settings import check_parameters
+from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, split_steps
+from helpers.runs.experiment import card as experiment_card
+from helpers.runs.parameters import check_parameters, did_you_mean
+from helpers.runs.records import fingerprint, from_root, with_contents, without_output_dir
+from helpers.runs.task import Task
 from helpers.training import SEED_STRIDE, warmup_steps
 
-PIPELINE = Path("notebooks/configs/distill.yml")
-"""The config that others are merged over; its sections are those that there are."""
+PIPELINES = (Path("notebooks/configs/distill.yml"), Path("notebooks/configs/sentiment.yml"))
+"""The configs that others are merged over; their sections are those that there are."""
 
 
-def parameters(**values) -> SimpleNamespace:
+def parameters(makes: str = "student", **values) -> SimpleNamespace:
     """The notebooks' parameters, checked, and what follows from them.
 
     The whole config is checked too: every section, target and argument has to exist. What is wrong ends the process
     with one message, before any work.
 
     Args:
-        values: by their names in the notebooks; those of a distillation.
+        makes: what the run makes, with which the name of its logdir begins.
+        values: by their names in the notebooks.
 
     Returns:
         An object with each parameter by its name, and ``values`` (all of them), ``settings`` (those that tell the run
-        from others), ``config`` (the merged config), ``sources`` (the files it came from), ``epochs``, ``steps``,
-        ``warmup_steps``, ``seed`` (Catalyst's) and ``logdir``.
+        from others), ``config`` (the merged config), ``sources`` (the files it came from), ``loss_weights`` and
+        ``task_loss_weights`` (those above zero), ``epochs``, ``steps`` and ``warmup_steps`` of a distillation,
+        ``seed`` (Catalyst's) and ``logdir``.
     """
     sources = [Path(file) for file in parse_args()[0]["configs"]]
     config = process_configs(sources)
@@ -54,24 +57,28 @@ def parameters(**values) -> SimpleNamespace:
     if faults:
         sys.exit("\n".join(f"{sources[-1]}: {fault}" for fault in faults))
     epochs, steps_per_epoch = split_steps(values["MAX_STEPS"])
-    settings = {name: value for name, value in values.items() if name != "OUTPUT_DIR"}
-    contents = {key: identity(values[key]) for key in ("TEACHER", "CORPUS")}
-    name = fingerprint({**config, "parameters": settings | contents})
-    logdir = from_root(values["OUTPUT_DIR"]) / "05_multi_gpu_launch" / f"student-{name}"
+    name = fingerprint({**config, "parameters": with_contents(values)})
+    logdir = from_root(values["OUTPUT_DIR"]) / "05_multi_gpu_launch" / f"{makes}-{name}"
     if is_main_process():
         print(f"Logdir: {logdir.parent.name}/{logdir.name} in OUTPUT_DIR.")
     return SimpleNamespace(
         **values,
         values=values,
         config=config,
-        settings=settings,
+        settings=without_output_dir(values),
         sources=sources,
+        loss_weights=_above_zero(values.get("LOSS_WEIGHTS", {})),
+        task_loss_weights=_above_zero(values.get("TASK_LOSS_WEIGHTS", {})),
         epochs=epochs,
         steps=epochs * steps_per_epoch,
         warmup_steps=warmup_steps(epochs * steps_per_epoch),
         seed=SEED_STRIDE * values["SEED"],
         logdir=str(logdir),
     )
+
+
+def _above_zero(weights: dict[str, float]) -> dict[str, float]:
+    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def _value_faults(values: dict[str, Any]) -> Iterator[str]:
@@ -81,24 +88,22 @@ def _value_faults(values: dict[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    for name in ("BATCH_SIZE", "TEACHER_BATCH_SIZE"):
-        if values[name] % processes:
+    for name in ("BATCH_SIZE", "TEACHER_BATCH_SIZE", "FINE_TUNING_BATCH_SIZE"):
+        if values.get(name, 0) % processes:
             yield f"{name} is {values[name]}: {processes} processes cannot share it evenly. Make it a multiple."
-    if values["CORPUS"] != "bundled" and not from_root(values["CORPUS"]).is_file():
-        yield f"CORPUS is {values['CORPUS']}: no such file."
-
-
-def _near(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f". There are: {', '.join(sorted(known))}."
+    for name in ("CORPUS", "LABELLED_CORPUS"):
+        files = values.get(name, "bundled")
+        for file in files.values() if isinstance(files, dict) else [files]:
+            if file != "bundled" and not from_root(file).is_file():
+                yield f"{name} is {file}: no such file."
 
 
 def config_faults(config: dict[str, Any]) -> Iterator[str]:
     """What a merged config names that is not there, with the nearest that is."""
-    sections = process_configs([from_root(PIPELINE)])
+    sections = {name for pipeline in PIPELINES for name in process_configs([from_root(pipeline)])}
     for name in config:
         if name not in sections:
-            yield f"there is no section {name!r}{_near(name, sections)}"
+            yield f"there is no section {name!r}{did_you_mean(name, sorted(sections))}"
     yield from _target_faults(config, "")
     for call in config.get("run", []):
         runner = pydoc.locate(config["runner"]["_target_"])
@@ -106,7 +111,7 @@ def config_faults(config: dict[str, Any]) -> Iterator[str]:
         if method is not None:
             yield from _argument_faults(method, set(call) - {"_call_"}, "run")
         elif runner is not None:
-            yield f"run: {runner.__name__} has no {call['_call_']!r}{_near(call['_call_'], dir(dl.Runner))}"
+            yield f"run: {runner.__name__} has no {call['_call_']!r}{did_you_mean(call['_call_'], dir(dl.Runner))}"
 
 
 def _target_faults(value, where: str) -> Iterator[str]:
@@ -127,25 +132,30 @@ def _argument_faults(target, given: set[str], where: str) -> Iterator[str]:
     known = inspect.signature(target).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         for name in sorted(given - set(known)):
-            yield f"{where}: {getattr(target, '__name__', target)} takes no {name!r}{_near(name, known)}"
+            yield f"{where}: {getattr(target, '__name__', target)} takes no {name!r}{did_you_mean(name, known)}"
 
 
 def _nearest_target(name: str) -> str:
-    """The nearest name in the last part of the path that is there."""
+    """The nearest name in the first part of the path that is not there."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         found = pydoc.locate(".".join(parts[:length]))
         if found is not None:
             known = [*dir(found), *(module.name for module in pkgutil.iter_modules(getattr(found, "__path__", [])))]
             known = [each for each in known if not each.startswith("_")]
-            near = difflib.get_close_matches(parts[length], known, n=1)
-            return f"; did you mean {'.'.join([*parts[:length], near[0]])}?" if near else ""
+            return did_you_mean(".".join(parts[: length + 1]), [".".join([*parts[:length], each]) for each in known])
     return ""
 
 
-def tokenizer(trained: Trained):
-    """The tokenizer of what `ensure_teacher` gives."""
-    return trained.tokenizer
+def with_weight(weights: dict[str, float], **callbacks: dl.Callback) -> dict[str, dl.Callback]:
+    """The callbacks, but for those of losses that have no weight: they are not computed."""
+    left_out = {*LOSSES, *TASK_LOSSES} - set(weights)
+    return {name: callback for name, callback in callbacks.items() if name not in left_out}
+
+
+def tokenizer(made: Trained | Task):
+    """The tokenizer of what `ensure_teacher`, or `task`, gives."""
+    return made.tokenizer
 
 
 def teacher(trained: Trained) -> MaskedPositionLM:
@@ -163,6 +173,16 @@ def card(trained: Trained, values: dict[str, Any], logdir: str) -> Callable[[int
     """From steps and validation metrics to the student's model card."""
     layers = chosen_layers(values["LAYERS"], trained.model.config.num_hidden_layers)
     return partial(experiment_card, values, Path(logdir).name, layers=layers)
+
+
+def classifier(task: Task):
+    """The classifier that is to be trained."""
+    return task.classifier
+
+
+def task_card(task: Task) -> Callable[[int, dict[str, float]], ModelCard]:
+    """From steps and validation metrics to the classifier's model card."""
+    return task.card
 
 
 def loaders(trained: Trained, values: dict[str, Any]) -> dict:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-WRITING = ".writing-"
-"""How the name of what is not yet written to its end begins."""
+from helpers.catalyst_today.provenance import ROOT
+from helpers.catalyst_today.saving import write_json
 
 
 def from_root(path: str | Path) -> Path:
@@ -51,28 +47,21 @@ def fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
-@contextmanager
-def written_beside(file: Path) -> Iterator[Path]:
-    """Give a path beside `file` to write to, which then takes its place: a file is whole, the old one or the new."""
-    beside = file.with_name(WRITING + file.name)
-    yield beside
-    with beside.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(beside, file)
+def without_output_dir(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that say what is made, and not where."""
+    return {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file that is whole at any moment."""
-    with written_beside(file) as beside:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def with_contents(parameters: dict[str, Any]) -> dict[str, Any]:
+    """`without_output_dir`, and in place of each file, folder or name what `identity` says of it."""
+    settings = without_output_dir(parameters)
+    sources = {name: settings[name] for name in ("TEACHER", "CORPUS", "LABELLED_CORPUS") if name in settings}
+    return settings | {name: _identities(source) for name, source in sources.items()}
 
 
 def record_name(parameters: dict[str, Any]) -> str:
-    """The fingerprint of a notebook's parameters and of the files that they name; OUTPUT_DIR has no part in it."""
-    settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
-    contents = {key: identity(settings[key]) for key in ("TEACHER", "CORPUS") if key in settings}
-    contents |= {"LABELLED_CORPUS": _identities(settings["LABELLED_CORPUS"])} if "LABELLED_CORPUS" in settings else {}
-    return fingerprint(settings | contents)
+    """The fingerprint of a notebook's parameters and of the files that they name."""
+    return fingerprint(with_contents(parameters))
 
 
 def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, Any], timings: dict[str, float]) -> Path:
@@ -80,11 +69,10 @@ def write_record(parameters: dict[str, Any], notebook: str, metrics: dict[str, A
 
     The same goes into ``metrics-<fingerprint>.json``, which a run with other parameters leaves alone.
     """
-    settings = {name: value for name, value in parameters.items() if name != "OUTPUT_DIR"}
     name = record_name(parameters)
     folder = from_root(parameters["OUTPUT_DIR"]) / notebook
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"parameters": settings, "fingerprint": name, **metrics, "timings": timings}
+    record = {"parameters": without_output_dir(parameters), "fingerprint": name, **metrics, "timings": timings}
     for file in (folder / f"metrics-{name}.json", folder / "metrics.json"):
         write_json(file, record)
     return folder / "metrics.json"

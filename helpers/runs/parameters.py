@@ -6,15 +6,12 @@ import ast
 import difflib
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers.callbacks import LOSS_WEIGHTS_FORM, are_loss_weights
-from helpers.records import from_root
-
-TASK_LOSSES = ("labels", "kl", "mse")
-"""The names that TASK_LOSS_WEIGHTS may hold: what `sentiment.train_classifier` takes."""
+from helpers.callbacks import LOSSES, TASK_LOSSES, are_loss_weights, loss_weights_form
+from helpers.runs.records import from_root
 
 
 def whole(least: int):
@@ -61,15 +58,6 @@ def _are_rates(value) -> bool:
     return isinstance(value, list) and bool(value) and all(number(0, 1)[0](rate) for rate in value)
 
 
-def _are_task_loss_weights(value) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) <= set(TASK_LOSSES)
-        and all(type(weight) in (int, float) and 0 <= weight < math.inf for weight in value.values())
-        and value.get("kl", 0) + value.get("mse", 0) > 0
-    )
-
-
 def _is_grid(value) -> bool:
     return (
         isinstance(value, dict)
@@ -77,6 +65,10 @@ def _is_grid(value) -> bool:
         and not {"GRID", "OUTPUT_DIR"} & set(value)
         and all(isinstance(tried, list) and tried and not _has_repeats(tried) for tried in value.values())
     )
+
+
+def _weights_of(losses: Iterable[str]):
+    return lambda value: are_loss_weights(value, losses), loss_weights_form(losses)
 
 
 def _has_repeats(values: list) -> bool:
@@ -114,7 +106,7 @@ PARAMETERS: dict[str, Parameter] = {
     "MAX_STEPS": Parameter(*whole(1), "optimizer steps of a distillation, at most"),
     "LEARNING_RATE": Parameter(*number(0, 1), "of the distillation, at the end of the warm-up"),
     "TEMPERATURE": Parameter(*number(0, math.inf), "divides the logits that the KL losses compare"),
-    "LOSS_WEIGHTS": Parameter(are_loss_weights, LOSS_WEIGHTS_FORM, "the weights of the distillation's losses"),
+    "LOSS_WEIGHTS": Parameter(*_weights_of(LOSSES), "the weights of the distillation's losses"),
     "LABELLED_CORPUS": Parameter(
         _is_labelled_corpus,
         "a CSV file, 'bundled', or a dict from two labels or more to CSV files",
@@ -141,11 +133,7 @@ PARAMETERS: dict[str, Parameter] = {
         "learning rates that are tried on the validation part, for every contender",
     ),
     "TASK_EPOCHS": Parameter(*whole(1), "passes over labelled and unlabelled texts when the task is distilled"),
-    "TASK_LOSS_WEIGHTS": Parameter(
-        _are_task_loss_weights,
-        f"a dict from names out of {list(TASK_LOSSES)} to weights of at least 0, kl or mse above 0",
-        "the weights of the task's losses",
-    ),
+    "TASK_LOSS_WEIGHTS": Parameter(*_weights_of(TASK_LOSSES), "the weights of the task's losses"),
     "PROCESSES": Parameter(*whole(2), "processes that learn together; BATCH_SIZE is a multiple of it"),
     "SEED": Parameter(*whole(0), "of order, masks and dropout"),
     "SEEDS": Parameter(
@@ -176,6 +164,12 @@ def _injected(cells: list[str]) -> list[str]:
     return [node.targets[0].id for node in nodes if isinstance(node, ast.Assign)]
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on a name that is not there: the nearest that is, or all of them."""
+    near = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f". There are: {', '.join(known)}."
+
+
 def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """Check the parameters of a notebook: its UPPER_CASE names, and what papermill has set, of whatever case.
 
@@ -194,9 +188,7 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     faults = []
     for name in names:
         if name not in PARAMETERS:
-            near = difflib.get_close_matches(name.upper(), PARAMETERS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f". The parameters are {', '.join(PARAMETERS)}."
-            faults.append(f"{name} is no parameter of any notebook{hint}")
+            faults.append(f"{name} is no parameter of any notebook{did_you_mean(name.upper(), PARAMETERS)}")
         elif not PARAMETERS[name].check(namespace[name]):
             faults.append(f"{name} is {namespace[name]!r}; it has to be {PARAMETERS[name].right}.")
     if faults:

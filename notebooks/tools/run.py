@@ -28,7 +28,7 @@ import parameter_table
 import setup_cell
 from helpers.plots import distillation_schema
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COPIES = ROOT / "artifacts" / "tutorial"
 COPY = ROOT / "artifacts" / "regenerated"
 GOES_ON = "The same command goes on from here: notebooks and models that are finished are kept."

@@ -13,7 +13,9 @@ from typing import Any
 from catalyst.core.callback import Callback, CallbackOrder
 from IPython import get_ipython
 
-from helpers.records import ROOT, write_json
+from helpers.catalyst_today.saving import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def packages() -> list[str]:
@@ -51,7 +53,7 @@ class ProvenanceCallback(Callback):
     """
 
     def __init__(self, logdir: str | Path, config: dict[str, Any], sources: Sequence[str | Path] = ()):
-        super().__init__(order=CallbackOrder.Internal)
+        super().__init__(order=CallbackOrder.External + 11)  # after `ResumeCallback`, which may refuse the run
         self.logdir, self.config, self.sources = Path(logdir), config, [Path(source) for source in sources]
 
     def on_experiment_start(self, runner) -> None:
@@ -66,8 +68,8 @@ class ProvenanceCallback(Callback):
         (folder / "revision.txt").write_text(git("rev-parse", "HEAD"), encoding="utf-8")
         (folder / "uncommitted.diff").write_text(git("diff", "--binary", "HEAD"), encoding="utf-8")
         with zipfile.ZipFile(folder / "code.zip", "w", zipfile.ZIP_DEFLATED) as code:
-            for file in sorted((ROOT / "helpers").glob("*.py")):
-                code.write(file, f"helpers/{file.name}")
+            for file in sorted((ROOT / "helpers").rglob("*.py")):
+                code.write(file, file.relative_to(ROOT))
             for source in self.sources:
                 code.write(source, source.name)
             if cells := executed_cells():

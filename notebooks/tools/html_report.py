@@ -23,9 +23,9 @@ from pygments.lexers import get_lexer_for_filename
 from traitlets.config import Config
 
 import results
-from helpers.records import WRITING
+from helpers.catalyst_today.saving import WRITING
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 NUMBERED = "[0-9][0-9]_*.ipynb"
 BACK = '<a href="index.html">Report</a>'

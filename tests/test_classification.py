@@ -5,8 +5,8 @@ import torch
 from transformers import pipeline
 
 import tiny_teacher
-from helpers import evaluation, labelled, models, sentiment
-from helpers.history import HistoryCallback
+from helpers import classification, data, evaluation, losses, models
+from helpers.catalyst_today.history import History
 
 LABELS = ["english", "russian"]
 
@@ -14,7 +14,7 @@ LABELS = ["english", "russian"]
 @pytest.fixture(scope="session")
 def languages():
     """The sentences with their language as a word."""
-    return labelled.read_labelled(tiny_teacher.SENTENCES, "text", "language")
+    return data.read_labelled(tiny_teacher.SENTENCES, "text", "language")
 
 
 @pytest.fixture
@@ -27,21 +27,19 @@ def still(tiny):
 
 
 def loaders_of(rows, tokenizer, **changes):
-    return labelled.label_loaders(
-        rows, rows, tokenizer, **({"batch_size": 8, "steps_per_epoch": 5, "seed": 0} | changes)
-    )
+    return data.label_loaders(rows, rows, tokenizer, **({"batch_size": 8, "steps_per_epoch": 5, "seed": 0} | changes))
 
 
 def trained(classifier, rows, tokenizer, engine, **changes):
     options = {"epochs": 4, "learning_rate": 3e-3, "seed": 0, "engine": engine}
-    return sentiment.train_classifier(classifier, loaders_of(rows, tokenizer), **(options | changes))
+    return classification.train_classifier(classifier, loaders_of(rows, tokenizer), **(options | changes))
 
 
 @pytest.mark.parametrize("student", [False, True])
 def test_a_classifier_has_the_models_encoder_and_a_head_of_the_seed(tiny, student):
     model, _ = tiny
     model = models.extract_student(model, [0, 3]) if student else model
-    classifiers = [sentiment.classifier_of(model, LABELS, seed) for seed in (0, 0, 1)]
+    classifiers = [classification.classifier_of(model, LABELS, seed) for seed in (0, 0, 1)]
     ids = torch.randint(5, 30, (2, 9))
     for classifier in classifiers:
         torch.testing.assert_close(
@@ -59,12 +57,12 @@ def test_a_classifier_has_the_models_encoder_and_a_head_of_the_seed(tiny, studen
 
 def test_languages_are_learned_and_the_scores_are_those_of_the_predictions(tiny, languages, engine, tmp_path):
     model, tokenizer = tiny
-    rows = labelled.encode(languages, tokenizer, 32)
-    classifier = sentiment.classifier_of(models.extract_student(model, [0, 3]), LABELS, 0)
+    rows = data.encode(languages, tokenizer, 32)
+    classifier = classification.classifier_of(models.extract_student(model, [0, 3]), LABELS, 0)
     history = trained(classifier, rows, tokenizer, engine)
     assert [validation["step"] for validation in history.validations] == [5, 10, 15, 20]
     assert history.validations[-1]["accuracy"] > 0.9
-    logits = sentiment.predict(classifier, rows, tokenizer, batch_size=7, engine=engine)
+    logits = classification.predict(classifier, rows, tokenizer, batch_size=7, engine=engine)
     alone = [classifier(torch.tensor([ids])).logits[0] for ids in rows["input_ids"]]
     torch.testing.assert_close(logits, torch.stack(alone), rtol=1e-4, atol=1e-5)
     predicted = logits.argmax(-1).numpy()
@@ -79,10 +77,10 @@ def test_languages_are_learned_and_the_scores_are_those_of_the_predictions(tiny,
 
 def test_the_same_seed_gives_the_same_classifier_and_no_console_lines(tiny, languages, engine, capsys):
     model, tokenizer = tiny
-    rows = labelled.encode(languages, tokenizer, 32)
+    rows = data.encode(languages, tokenizer, 32)
 
     def weights(seed):
-        classifier = sentiment.classifier_of(model, LABELS, 0)
+        classifier = classification.classifier_of(model, LABELS, 0)
         trained(classifier, rows, tokenizer, engine, seed=seed, epochs=1)
         return torch.cat([weight.flatten() for weight in classifier.parameters()])
 
@@ -103,10 +101,10 @@ def first_loss(classifier, rows, tokenizer, engine, **changes):
 
 def test_the_loss_is_the_mix_of_labels_kl_and_mse(still, languages, engine):
     model, tokenizer = still
-    rows = labelled.encode(languages, tokenizer, 32)
-    rows = labelled.with_teacher_logits(rows, torch.randn(len(rows), 2))
+    rows = data.encode(languages, tokenizer, 32)
+    rows = data.with_teacher_logits(rows, torch.randn(len(rows), 2))
     rows = rows.remove_columns("label").add_column("label", [-100, 0, 1, 1] * (len(rows) // 4))
-    classifier = sentiment.classifier_of(model, LABELS, 0)
+    classifier = classification.classifier_of(model, LABELS, 0)
     weights = {"labels": 0.5, "kl": 2.0, "mse": 1.0}
     loss, batch, s = first_loss(
         classifier,
@@ -128,27 +126,27 @@ def test_the_loss_is_the_mix_of_labels_kl_and_mse(still, languages, engine):
 
 def test_labels_alone_are_the_default_and_classes_can_be_balanced(still, languages, engine):
     model, tokenizer = still
-    rows = labelled.encode(languages, tokenizer, 32)
-    classifier = sentiment.classifier_of(model, LABELS, 0)
+    rows = data.encode(languages, tokenizer, 32)
+    classifier = classification.classifier_of(model, LABELS, 0)
     loss, batch, logits = first_loss(classifier, rows, tokenizer, engine)
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, batch["labels"]).item(), rel=1e-4)
-    weights = sentiment.balanced_weights([0, 0, 0, 1], 2)
+    weights = data.balanced_weights([0, 0, 0, 1], 2)
     assert weights.tolist() == pytest.approx([4 / 6, 2])
-    assert sentiment.balanced_weights([0, 1, 1, 0], 2).tolist() == [1, 1]
+    assert data.balanced_weights([0, 1, 1, 0], 2).tolist() == [1, 1]
 
 
 def test_the_teachers_logits_are_learned_without_labels(tiny, languages, engine):
     model, tokenizer = tiny
-    rows = labelled.encode(languages, tokenizer, 32)
-    teacher = sentiment.classifier_of(model, LABELS, 0)
+    rows = data.encode(languages, tokenizer, 32)
+    teacher = classification.classifier_of(model, LABELS, 0)
     trained(teacher, rows, tokenizer, engine)
-    logits = sentiment.predict(teacher, rows, tokenizer, batch_size=16, engine=engine)
-    taught = labelled.encode(languages.remove_columns("label"), tokenizer, 32)
-    rows, taught = (labelled.with_teacher_logits(part, logits) for part in (rows, taught))
-    student = sentiment.classifier_of(models.extract_student(model, [0, 3]), LABELS, 1)
+    logits = classification.predict(teacher, rows, tokenizer, batch_size=16, engine=engine)
+    taught = data.encode(languages.remove_columns("label"), tokenizer, 32)
+    rows, taught = (data.with_teacher_logits(part, logits) for part in (rows, taught))
+    student = classification.classifier_of(models.extract_student(model, [0, 3]), LABELS, 1)
     loaders = {"train": loaders_of(taught, tokenizer)["train"], "valid": loaders_of(rows, tokenizer)["valid"]}
     options = {"epochs": 6, "learning_rate": 3e-3, "seed": 1, "engine": engine}
-    history = sentiment.train_classifier(student, loaders, loss_weights={"mse": 1.0}, **options)
+    history = classification.train_classifier(student, loaders, loss_weights={"mse": 1.0}, **options)
     assert set(history.steps[0]) >= {"mse", "loss"}
     assert "labels" not in history.steps[0]
     assert history.validations[-1]["accuracy"] > 0.9
@@ -156,9 +154,9 @@ def test_the_teachers_logits_are_learned_without_labels(tiny, languages, engine)
 
 def test_a_loss_that_is_no_number_stops_the_training(tiny, languages, engine):
     model, tokenizer = tiny
-    rows = labelled.encode(languages, tokenizer, 32)
-    rows = labelled.with_teacher_logits(rows, torch.full((len(rows), 2), torch.nan))
-    classifier = sentiment.classifier_of(model, LABELS, 0)
+    rows = data.encode(languages, tokenizer, 32)
+    rows = data.with_teacher_logits(rows, torch.full((len(rows), 2), torch.nan))
+    classifier = classification.classifier_of(model, LABELS, 0)
     with pytest.raises(FloatingPointError, match="step 1: the loss is nan, mse nan"):
         trained(classifier, rows, tokenizer, engine, loss_weights={"mse": 1.0})
 
@@ -166,13 +164,13 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny, languages, engine):
 def test_a_baseline_has_its_own_vocabulary(tiny, languages, engine, tmp_path):
     _, tokenizer = tiny
     folder = str(tiny_teacher.build_baseline(tmp_path / "baseline"))
-    classifier, found = sentiment.load_baseline(folder, LABELS, 0)
+    classifier, found = classification.load_baseline(folder, LABELS, 0)
     assert classifier.config.vocab_size == len(found) != len(tokenizer)
     assert classifier.config.label2id == {"english": 0, "russian": 1}
-    rows = labelled.encode(languages, found, 32)
+    rows = data.encode(languages, found, 32)
     history = trained(classifier, rows, found, engine, epochs=12)
     assert history.validations[-1]["accuracy"] > 0.9
-    first, again, other = (sentiment.load_baseline(folder, LABELS, seed)[0] for seed in (0, 0, 1))
+    first, again, other = (classification.load_baseline(folder, LABELS, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first.classifier.weight, again.classifier.weight)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
 
@@ -180,7 +178,7 @@ def test_a_baseline_has_its_own_vocabulary(tiny, languages, engine, tmp_path):
 def test_a_baseline_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"BASELINE .*nowhere.*BASELINE = None"):
-        sentiment.load_baseline(str(tmp_path / "nowhere"), LABELS, 0)
+        classification.load_baseline(str(tmp_path / "nowhere"), LABELS, 0)
 
 
 def test_the_search_takes_the_rate_that_validates_best_and_the_first_seeds_run_is_kept():
@@ -192,11 +190,11 @@ def test_the_search_takes_the_rate_that_validates_best_and_the_first_seeds_run_i
     def train(classifier, rate, seed):
         assert classifier["seed"] == seed
         runs.append((rate, seed))
-        history = HistoryCallback()
+        history = History([], [], {})
         history.validations = [{"accuracy": 0.9}, {"accuracy": {0.1: 0.5, 0.2: 0.7, 0.3: 0.7}[rate]}]
         return history
 
-    found = sentiment.search_and_train(None, make, train, [0.1, 0.2, 0.3], [4, 5, 6])
+    found = classification.search_and_train(None, make, train, [0.1, 0.2, 0.3], [4, 5, 6])
     assert runs == [(0.1, 4), (0.2, 4), (0.3, 4), (0.2, 5), (0.2, 6)]
     assert found.searched == {0.1: 0.5, 0.2: 0.7, 0.3: 0.7}
     assert found.learning_rate == 0.2
@@ -215,13 +213,13 @@ def test_accuracy_and_macro_f1_against_sklearn(classes):
     labels, predicted = generator.integers(0, classes, (2, 200))
     confusion = evaluation.confusion_matrix(labels, predicted, classes)
     assert (confusion == sklearn.metrics.confusion_matrix(labels, predicted, labels=range(classes))).all()
-    scores = evaluation.accuracy_and_macro_f1(confusion)
+    scores = losses.accuracy_and_macro_f1(torch.from_numpy(confusion))
     assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
     assert scores["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
 
 
 def test_a_class_never_predicted_has_an_f1_of_zero():
-    scores = evaluation.accuracy_and_macro_f1(np.array([[3, 0], [1, 0]]))
+    scores = losses.accuracy_and_macro_f1(torch.tensor([[3, 0], [1, 0]]))
     assert scores == {"accuracy": 0.75, "macro_f1": pytest.approx(6 / 7 / 2)}
 
 

@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOT_NEEDED = {"jupyterlab"}
 """The notebook is open already, in whatever the machine has."""
 LEFT_ALONE = {"torch", "ipywidgets", "setuptools", "six"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import os
 from types import MethodType
 
@@ -13,18 +14,22 @@ from accelerate.utils.operations import ConvertOutputsToFp32
 from catalyst import dl
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.catalyst_today.fast_cpu import keep_freed_memory
 from helpers.losses import at_least_one
-from helpers.processor import keep_freed_memory
 
 PRECISION_NAMES = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast with a loss scaler"}
 
 
-def fastest_precision(cpu: bool = False) -> tuple[str, str]:
-    """The mixed precision that the hardware computes in, and why: ``("bf16", "the GPU has it")``.
+def default_precision(cpu: bool = False) -> tuple[str, str]:
+    """The mixed precision of an engine that is given none, and why: ``("bf16", "the GPU has it")``.
+
+    What ``ACCELERATE_MIXED_PRECISION`` says, accelerate's own variable; without it, what the hardware does fast.
 
     Args:
         cpu: leave a GPU out of account.
     """
+    if asked := os.environ.get("ACCELERATE_MIXED_PRECISION"):
+        return asked, "ACCELERATE_MIXED_PRECISION says so"
     if torch.cuda.is_available() and not cpu:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has it"
@@ -77,7 +82,7 @@ class Engine(dl.Engine):
     once.
 
     Args:
-        mixed_precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"``; None chooses by `fastest_precision`.
+        mixed_precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"``; None chooses by `default_precision`.
         cpu: leave a GPU unused.
 
     Raises:
@@ -89,7 +94,7 @@ class Engine(dl.Engine):
         AcceleratorState._reset_state(reset_partial_state=True)
         reason = "as asked"
         if mixed_precision is None:
-            mixed_precision, reason = fastest_precision(cpu)
+            mixed_precision, reason = default_precision(cpu)
         cpu = cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         if not cpu:
             _check_processes()
@@ -100,6 +105,7 @@ class Engine(dl.Engine):
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+        self.new_scaler = copy.deepcopy(self.scaler)
         if self.device.type == "cpu":
             keep_freed_memory()
         if self.is_main_process:
@@ -122,6 +128,11 @@ class Engine(dl.Engine):
             forward = converting.model_forward
             model.forward = MethodType(forward, model) if hasattr(model.forward, "__func__") else forward
         return prepared
+
+    def free_memory(self, *objects):
+        """Let go of what a run has left here, float16's loss scaler included: the next run begins with a new one."""
+        self.scaler = copy.deepcopy(self.new_scaler)
+        return super().free_memory(*objects)
 
     @property
     def sum_dtype(self) -> torch.dtype:

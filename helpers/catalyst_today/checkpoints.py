@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
 import shutil
 import tempfile
@@ -14,93 +13,118 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from catalyst.callbacks.misc import EarlyStoppingCallback
 from catalyst.core.callback import Callback, CallbackOrder, ICheckpointCallback
 from catalyst.core.logger import ILogger
 from huggingface_hub import ModelCard
-from safetensors.torch import load_model
 
-from helpers.models import quiet_transformers
-from helpers.records import WRITING, written_beside
-
-
-def save_folder(folder: Path, *savers, card: ModelCard | None = None) -> None:
-    """Let each saver's ``save_pretrained`` write into a folder beside `folder`, then move the files into place.
-
-    A model card goes beside them as README.md, where the hub reads it.
-
-    Each file is whole at any moment: the one from before, or the new one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=WRITING) as writing:
-        for saver in savers:
-            saver.save_pretrained(writing)
-        if card is not None:
-            card.save(Path(writing) / "README.md")
-        for file in sorted(Path(writing).iterdir()):
-            os.replace(file, folder / file.name)
+from helpers.catalyst_today.saving import WRITING, save_folder, written_beside
+from helpers.catalyst_today.steps import trained_model
 
 
-class StudentCheckpointCallback(ICheckpointCallback):
-    """Save the student, a `MaskedPositionLM`, after each epoch: as ``last`` and, by a validation metric, as ``best``.
+class CheckpointCallback(ICheckpointCallback):
+    """Watch the validations, end the run with the weights that it is to keep, and save them on the way.
 
-    Both are folders that `transformers` loads.
+    The one rule for what a run ends with: ``"best"`` are the weights of the validation whose `metric_key` was the
+    least, the first of equal ones; ``"last"`` are those after the last step.
+
+    With a logdir, the folders ``last/`` and ``best/`` in it, which `transformers` loads, are written after each epoch
+    and after each validation that is the best so far, whichever of them the run is to keep.
 
     Upstream's ``CheckpointCallback`` would save the teacher along with the student each time, and writes the *current*
     weights into ``model.best.pth`` after an epoch that was not the best.
 
     Args:
-        logdir: the folder in which ``last/`` and ``best/`` are made.
+        keep: ``"best"`` or ``"last"``.
+        logdir: the folder of ``last/`` and ``best/``; None saves nothing.
         metric_key: the validation metric that is to become small.
-        model_key: the student's key in the runner's dict of models.
-        tokenizer: saved beside the student, if there is one.
-        card: from the steps so far and the validation metrics to the model card of the student.
+        tokenizer: saved beside the weights, if there is one.
+        card: from the steps that the weights have seen and their validation metrics to their model card.
+
+    Attributes:
+        kept: the validation of the weights that the run would keep if it ended now, ``step`` among its numbers.
     """
 
     def __init__(
         self,
-        logdir: str | Path,
+        keep: str,
+        logdir: str | Path | None = None,
         metric_key: str = "loss",
-        model_key: str = "student",
         tokenizer=None,
         card: Callable[[int, dict[str, float]], ModelCard] | None = None,
     ):
         super().__init__()
-        self.logdir, self.metric_key, self.model_key, self.card = Path(logdir), metric_key, model_key, card
+        if keep not in ("best", "last"):
+            raise ValueError(f"keep is {keep!r}: choose 'best' or 'last'.")
+        self.keep, self.metric_key, self.card = keep, metric_key, card
+        self.logdir = None if logdir is None else Path(logdir)
         self.beside = [] if tokenizer is None else [tokenizer]
 
     def on_experiment_start(self, runner) -> None:
-        self.best_score = float("inf")
+        self.best_score, self.best_weights, self.kept = float("inf"), {}, {}
 
     def state_dict(self) -> dict:
         """What a resumed run needs: see `ResumeCallback`."""
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "best_weights": self.best_weights, "kept": self.kept}
 
     def load_state_dict(self, state: dict) -> None:
-        """Remember how good the best one is."""
-        self.best_score = state["best_score"]
+        """Remember what was the best so far."""
+        self.best_score, self.best_weights, self.kept = (state[key] for key in ("best_score", "best_weights", "kept"))
 
     def on_epoch_end(self, runner) -> None:
-        score = runner.epoch_metrics["valid"][self.metric_key]
+        metrics, steps = runner.epoch_metrics["valid"], runner.epoch_step * len(runner.loaders["train"])
+        score = metrics[self.metric_key]
         if not math.isfinite(score):
-            kept = f"The best student so far is in {self.logdir.name}/best." if self.best_score < math.inf else ""
+            has_saved = self.logdir is not None and self.best_score < math.inf
+            kept = f" The best weights so far are in {self.logdir.name}/best." if has_saved else ""
             raise FloatingPointError(
-                f"the validation {self.metric_key} of epoch {runner.epoch_step} is {score}: lower LEARNING_RATE. {kept}"
+                f"the validation {self.metric_key} of epoch {runner.epoch_step} is {score}: lower LEARNING_RATE.{kept}"
             )
-        if not runner.engine.is_main_process:
-            return
-        student = runner.engine.unwrap_model(runner.model[self.model_key])
-        steps = runner.epoch_step * len(runner.loaders["train"])
-        card = None if self.card is None else self.card(steps, runner.epoch_metrics["valid"])
-        save_folder(self.logdir / "last", student, *self.beside, card=card)
-        if score < self.best_score:
+        folders, is_best = ["last"], score < self.best_score
+        if is_best:
             self.best_score = score
-            save_folder(self.logdir / "best", student, *self.beside, card=card)
+            folders.append("best")
+        if is_best or self.keep == "last":
+            self.kept = {"step": steps, **metrics}
+        if is_best and self.keep == "best":
+            weights = trained_model(runner).state_dict()
+            self.best_weights = copy.deepcopy({name: weight.cpu() for name, weight in weights.items()})
+        if self.logdir is not None and runner.engine.is_main_process:
+            card = None if self.card is None else self.card(steps, metrics)
+            for folder in folders:
+                save_folder(self.logdir / folder, trained_model(runner), *self.beside, card=card)
 
     def on_experiment_end(self, runner) -> None:
         """Go back to the best weights, so that what is used afterwards is what was chosen."""
-        runner.engine.wait_for_everyone()
-        student = runner.engine.unwrap_model(runner.model[self.model_key])
-        load_model(student.model, self.logdir / "best" / "model.safetensors")
+        if self.keep == "best":
+            trained_model(runner).load_state_dict(self.best_weights)
+
+
+STATE_OF_CATALYSTS = {EarlyStoppingCallback: ("best_score", "num_no_improvement_epochs")}
+"""Callbacks of Catalyst that have a state and no way to give it: what it consists of."""
+
+
+def has_state(part: Callback | ILogger) -> bool:
+    """True for a callback or logger that a resumed run has to put back."""
+    own = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+    return own or isinstance(part, tuple(STATE_OF_CATALYSTS))
+
+
+def state_of(part: Callback | ILogger) -> dict[str, Any]:
+    """The state of a callback or logger that has one."""
+    if hasattr(part, "state_dict"):
+        return part.state_dict()
+    (names,) = (names for kind, names in STATE_OF_CATALYSTS.items() if isinstance(part, kind))
+    return {name: getattr(part, name) for name in names}
+
+
+def put_back(part: Callback | ILogger, state: dict[str, Any]) -> None:
+    """Give a callback or logger the state that `state_of` has told."""
+    if hasattr(part, "load_state_dict"):
+        part.load_state_dict(state)
+    else:
+        for name, value in state.items():
+            setattr(part, name, value)
 
 
 class ResumeCallback(Callback):
@@ -109,30 +133,22 @@ class ResumeCallback(Callback):
     It is written after an epoch: the last one, and any other if the file before it is older than `seconds`.
 
     The file holds the trained model, its optimizer and schedule, float16's loss scaler, the number of the epoch, and
-    the state of every callback and logger that has `state_dict` and `load_state_dict`. Random numbers and the place in
-    the data are functions of the seed and the epoch's number (Catalyst seeds each epoch, `EndlessShuffle` orders it),
-    so on one processor a run that was stopped ends with the very weights of one that was not. The number of processes
-    may change.
+    the state of every callback and logger that has `state_dict` and `load_state_dict`, or is in `STATE_OF_CATALYSTS`.
+    Random numbers and the place in the data are functions of the seed and the epoch's number (Catalyst seeds each
+    epoch, `EndlessShuffle` orders it), so on one processor a run that was stopped ends with the very weights of one
+    that was not. The number of processes may change.
 
     All processes of a run need to see the file: on several machines, a folder that they share.
 
     Args:
         logdir: the folder of ``state.pt``, which `torch` reads with ``weights_only``: no code in it is ever run.
         settings: what makes this run this run, as numbers and texts; the file of another run is refused.
-        model_key: the trained model's key where the runner has a dict of models.
-        seconds: see above; a state is three times as large as the model.
+        seconds: see above; a state is four times as large as the model.
     """
 
-    def __init__(
-        self, logdir: str | Path, settings: dict[str, Any], model_key: str | None = None, seconds: float = 60.0
-    ):
+    def __init__(self, logdir: str | Path, settings: dict[str, Any], seconds: float = 60.0):
         super().__init__(order=CallbackOrder.External + 10)  # when all others have done their part of an epoch
-        self.file, self.settings, self.model_key = Path(logdir) / "state.pt", settings, model_key
-        self.seconds = seconds
-
-    def model(self, runner) -> torch.nn.Module:
-        """The trained model, as it was before the engine prepared it."""
-        return runner.engine.unwrap_model(runner.model if self.model_key is None else runner.model[self.model_key])
+        self.file, self.settings, self.seconds = Path(logdir) / "state.pt", settings, seconds
 
     def on_experiment_start(self, runner) -> None:
         """Make sure that there is room, and go on from the file, if it is there.
@@ -146,7 +162,7 @@ class ResumeCallback(Callback):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             for left in self.file.parent.glob(WRITING + "*"):  # where a run was killed amid a write
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            self._check_room(self.model(runner))
+            self._check_room(trained_model(runner))
         runner.engine.wait_for_everyone()
         state = self._read()
         epoch = torch.tensor(0 if state is None else state["epoch"], device=runner.engine.device)
@@ -159,8 +175,8 @@ class ResumeCallback(Callback):
 
     def _check_room(self, model: torch.nn.Module) -> None:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        # Best and last weights and a third while it is written; of the state, three times as large, two.
-        wanted, free = 9 * size, shutil.disk_usage(self.file.parent).free
+        # Best and last weights and a third while it is written; of the state, four times as large, two.
+        wanted, free = 11 * size, shutil.disk_usage(self.file.parent).free
         if free < wanted:
             raise OSError(
                 f"{self.file.parent}: {free / 1e9:.2f} GB are free, and the run writes up to {wanted / 1e9:.2f} GB. "
@@ -190,7 +206,7 @@ class ResumeCallback(Callback):
         return state
 
     def _load(self, state: dict[str, Any], runner) -> None:
-        model = self.model(runner)
+        model = trained_model(runner)
         kept, own = (
             {name: tuple(x.shape) for name, x in each.items()} for each in (state["model"], model.state_dict())
         )
@@ -213,7 +229,7 @@ class ResumeCallback(Callback):
         if runner.engine.scaler is not None and state["scaler"] is not None:
             runner.engine.scaler.load_state_dict(state["scaler"])
         for name, part in parts.items():
-            part.load_state_dict(state["callbacks"][name])
+            put_back(part, state["callbacks"][name])
         runner.epoch_step, runner.batch_step, runner.sample_step = (state[key] for key in COUNTERS)
         runner.need_early_stop = state["stopped"]
         for loader in runner.loaders.values():
@@ -223,7 +239,7 @@ class ResumeCallback(Callback):
 
     def _with_state(self, runner) -> dict[str, Callback | ILogger]:
         parts = [*runner.callbacks.values(), *runner.loggers.values()]
-        with_state = [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
+        with_state = [part for part in parts if has_state(part)]
         return {f"{type(part).__name__} {number}": part for number, part in enumerate(with_state, 1)}
 
     def on_epoch_end(self, runner) -> None:
@@ -235,11 +251,11 @@ class ResumeCallback(Callback):
             "settings": self.settings,
             "stopped": runner.need_early_stop,
             **dict(zip(COUNTERS, (runner.epoch_step, runner.batch_step, runner.sample_step), strict=True)),
-            "model": self.model(runner).state_dict(),
+            "model": trained_model(runner).state_dict(),
             "optimizer": runner.optimizer.state_dict(),
             "scheduler": runner.scheduler.state_dict(),
             "scaler": None if runner.engine.scaler is None else runner.engine.scaler.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in self._with_state(runner).items()},
+            "callbacks": {name: state_of(part) for name, part in self._with_state(runner).items()},
         }
         with written_beside(self.file) as beside:
             torch.save(state, beside)
@@ -259,17 +275,16 @@ class TracingCallback(Callback):
 
     Args:
         file: the file to write, by custom ``.pt2``.
-        model_key: the student's key in the runner's dict of models.
     """
 
-    def __init__(self, file: str | Path, model_key: str = "student"):
+    def __init__(self, file: str | Path):
         super().__init__(order=CallbackOrder.External)  # after the checkpoints, which go back to the best weights
-        self.file, self.model_key = Path(file), model_key
+        self.file = Path(file)
 
     def on_experiment_end(self, runner) -> None:
         if not runner.engine.is_main_process:
             return
-        student = copy.deepcopy(runner.engine.unwrap_model(runner.model[self.model_key]).model).cpu().eval()
+        student = copy.deepcopy(trained_model(runner).model).cpu().eval()
         batch, length = (
             torch.export.Dim("batch"),
             torch.export.Dim("length", min=2, max=student.config.max_position_embeddings),

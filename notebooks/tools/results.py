@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 
 from helpers import plots
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "06_sentiment_evaluation.ipynb"
 README = ROOT / "README.md"
 IMAGES = ROOT / "notebooks" / "images"

@@ -1,0 +1,1 @@
+"""What Catalyst's last release needs on today's stack: an engine, a step, saving and resuming."""

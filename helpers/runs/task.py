@@ -1,0 +1,155 @@
+"""A classifier of LABELLED_CORPUS, from the parameters: what notebook 06 does once, ready to be trained by a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from huggingface_hub import ModelCard
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers.catalyst_today.engine import Engine
+from helpers.classification import classifier_of, predict, train_classifier
+from helpers.data import balanced_weights, encode, label_loaders, part, with_teacher_logits
+from helpers.models import extract_student
+from helpers.runs.cards import model_card
+from helpers.runs.experiment import (
+    VALIDATIONS,
+    Trained,
+    chosen_layers,
+    ensure_student,
+    labelled_corpus,
+    read_corpus,
+)
+from helpers.runs.records import fingerprint, from_root, with_contents
+from helpers.training import warmup_steps
+
+STARTS = ("teacher", "distilled", "extracted")
+"""What a classifier may start from: the teacher, the student that is distilled from it, or the one before that."""
+
+
+@dataclass
+class Task:
+    """A classifier that is not trained yet, and what trains it.
+
+    Attributes:
+        classifier: on the CPU, in eval mode.
+        tokenizer: its own.
+        loaders: dict batches under ``"train"`` and ``"valid"``.
+        class_weights: (classes,) float32, what a text of each class counts.
+        classes: how many there are.
+        epochs: how often the training loader is gone through.
+        steps: training batches in all.
+        warmup_steps: of the schedule.
+        card: from steps and validation metrics to the classifier's model card.
+    """
+
+    classifier: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    loaders: dict[str, DataLoader]
+    class_weights: Tensor
+    classes: int
+    epochs: int
+    steps: int
+    warmup_steps: int
+    card: Callable[[int, dict[str, float]], ModelCard]
+
+
+def task_loaders(
+    train: datasets.Dataset, valid: datasets.Dataset, tokenizer, batch_size: int, passes: int, seed: int
+) -> dict[str, DataLoader]:
+    """`label_loaders` of which `VALIDATIONS` epochs are so many passes over the training rows, and a batch at least."""
+    steps = max(1, round(passes * len(train) / batch_size / VALIDATIONS))
+    return label_loaders(train, valid, tokenizer, batch_size=batch_size, steps_per_epoch=steps, seed=seed)
+
+
+def task(
+    parameters: dict[str, Any],
+    teacher: Trained,
+    *,
+    start: str,
+    teacher_learning_rate: float,
+    engine: Engine,
+    title: str = "classifier",
+) -> Task:
+    """Make ready to train a classifier on labels, on a classifying teacher's logits, or both, by TASK_LOSS_WEIGHTS.
+
+    Where a loss asks for a teacher, `teacher` is first fine-tuned on the labels, for FINE_TUNING_EPOCHS with SEED, and
+    kept in ``OUTPUT_DIR/06_sentiment_evaluation``; the classifier then learns for TASK_EPOCHS from its logits, on
+    labelled and unlabelled texts. Otherwise it learns from the labels, for FINE_TUNING_EPOCHS.
+
+    Args:
+        parameters: checked parameters.
+        teacher: as `ensure_teacher` gives it.
+        start: one of `STARTS`; ``"distilled"`` is distilled first where no earlier run has left it.
+        teacher_learning_rate: of the teacher's fine-tuning.
+        engine: where and in which precision to compute.
+        title: the heading of the model card.
+
+    Raises:
+        ValueError: another `start`, or what the readers of texts raise.
+    """
+    if start not in STARTS:
+        raise ValueError(f"start is {start!r}: choose one of {', '.join(STARTS)}.")
+    table, tokenizer = labelled_corpus(parameters), teacher.tokenizer
+    labels, seed = table.features["label"].names, parameters["SEED"]
+    sizes, corpus = parameters["PART_SIZES"], read_corpus(parameters)
+    parts = part(table, sizes, corpus=corpus, transfer_texts=parameters["TRANSFER_TEXTS"])
+    rows = {name: encode(texts, tokenizer, parameters["MAX_LENGTH"]) for name, texts in parts.items()}
+    weights, batch_size = balanced_weights(parts["train"]["label"], len(labels)), parameters["FINE_TUNING_BATCH_SIZE"]
+    layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
+    train, valid, passes = rows["train"], rows["valid"], parameters["FINE_TUNING_EPOCHS"]
+    loss_weights = parameters["TASK_LOSS_WEIGHTS"]
+    if loss_weights.get("kl", 0) + loss_weights.get("mse", 0) > 0:
+        classifier = classifier_of(teacher.model, labels, seed)
+        values = {"teacher": with_contents(parameters), "rate": teacher_learning_rate, "of": engine.mixed_precision}
+        train_classifier(
+            classifier,
+            task_loaders(train, valid, tokenizer, batch_size, passes, seed),
+            epochs=VALIDATIONS,
+            learning_rate=teacher_learning_rate,
+            seed=seed,
+            engine=engine,
+            class_weights=weights,
+            logdir=from_root(parameters["OUTPUT_DIR"]) / "06_sentiment_evaluation" / f"teacher-{fingerprint(values)}",
+        )
+        train, passes = datasets.concatenate_datasets([train, rows["transfer"]]), parameters["TASK_EPOCHS"]
+        asked = {"batch_size": batch_size, "engine": engine}
+        train, valid = (
+            with_teacher_logits(part, predict(classifier, part, tokenizer, **asked)) for part in (train, valid)
+        )
+    if start == "distilled":
+        encoder = ensure_student(parameters, teacher, engine=engine).model
+    else:
+        encoder = teacher.model if start == "teacher" else extract_student(teacher.model, layers)
+    loaders = task_loaders(train, valid, tokenizer, batch_size, passes, seed)
+    steps = VALIDATIONS * len(loaders["train"])
+
+    def card(steps: int, metrics: dict[str, float]) -> ModelCard:
+        settings = {"start": start, "steps": steps, "losses": loss_weights, "seed": seed}
+        corpus = parameters["LABELLED_CORPUS"]
+        return model_card(
+            title,
+            "text-classification",
+            "A classifier on the encoder of a BERT, or of a DistilBERT that was made from it.",
+            teacher=parameters["TEACHER"],
+            corpus={"bundled": "cornell-movie-review-data/rotten_tomatoes"}.get(str(corpus), str(corpus)),
+            settings=settings | ({} if start == "teacher" else {"layers": layers}),
+            metrics=metrics,
+        )
+
+    return Task(
+        classifier_of(encoder, labels, seed),
+        tokenizer,
+        loaders,
+        weights,
+        len(labels),
+        VALIDATIONS,
+        steps,
+        warmup_steps(steps),
+        card,
+    )
