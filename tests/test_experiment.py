@@ -53,7 +53,7 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
         ("FINE_TUNING_EPOCHS", 0.5, "FINE_TUNING_EPOCHS is 0.5"),
         ("FINE_TUNING_LEARNING_RATES", 1e-4, "a list of numbers above 0 and at most 1"),
         ("FINE_TUNING_LEARNING_RATES", [1e-4, 0], "FINE_TUNING_LEARNING_RATES is [0.0001, 0]"),
-        ("TASK_LOSS_WEIGHTS", {"labels": 1}, "names out of ['labels', 'kl', 'mse']"),
+        ("TASK_LOSS_WEIGHTS", {"labels": 1}, "names out of ['kl', 'labels', 'mse'] to weights of at least 0, not all 0; kl or"),
         ("TASK_LOSS_WEIGHTS", {"cosine": 1, "kl": 1}, "TASK_LOSS_WEIGHTS is"),
     ],
 )
@@ -101,7 +101,7 @@ def test_models_are_made_once_and_others_beside_them(parameters, capsys):
     assert capsys.readouterr().out.count("found in") == 2
     for name, weight in student.model.state_dict().items():
         assert torch.equal(weight, again.model.state_dict()[name])
-    assert (again.steps, again.validations) == (student.steps, student.validations)
+    assert again.history == student.history
     assert not again.model.training
     assert not teacher_again.model.training
 
@@ -133,7 +133,8 @@ def test_masked_lm_alone_runs_no_teacher(parameters, monkeypatch):
     teacher = experiment.ensure_teacher(parameters)
     monkeypatch.setattr(teacher.model, "forward", lambda *args, **options: pytest.fail("the teacher was run"))
     alone = experiment.ensure_student(parameters | {"LOSS_WEIGHTS": {"mlm": 1.0, "kl": 0}}, teacher)
-    assert len(alone.steps) == 8
+    assert len(alone.history.steps) == 8
+    assert set(alone.history.validations[0]) >= {"step", "loss", "mlm", "perplexity"}
     start = models.extract_student(teacher.model, experiment.chosen_layers(2, 4)).state_dict()
     assert any(not torch.equal(start[name], weight) for name, weight in alone.model.state_dict().items())
 
@@ -142,10 +143,10 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     corpus = tmp_path / "corpus.csv"
     corpus.write_text("text\none\ntwo\n")
     values = {**parameters, "CORPUS": str(corpus)}
-    before = experiment._teacher_values(values, trained=True)
+    before = experiment._teacher_values(values, trained=True, engine=None)
     record = records.write_record(values, "03_runner", {}, {})
     corpus.write_text("text\none\nthree\n")
-    edited = experiment._teacher_values(values, trained=True)
+    edited = experiment._teacher_values(values, trained=True, engine=None)
     assert edited != before
     records.write_record(values, "03_runner", {}, {})
     assert len(list(record.parent.glob("metrics-*.json"))) == 2
@@ -153,10 +154,10 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     folder = tmp_path / "teacher"
     shutil.copytree(parameters["TEACHER"], folder)
     values["TEACHER"] = str(folder)
-    before = experiment._teacher_values(values, trained=True)
+    before = experiment._teacher_values(values, trained=True, engine=None)
     config = folder / "config.json"
     config.write_text(config.read_text().replace("0.1", "0.2"))
-    assert experiment._teacher_values(values, trained=True) != before
+    assert experiment._teacher_values(values, trained=True, engine=None) != before
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_a_teacher_with_its_own_head_is_taken_as_it_is(parameters, tiny, tmp_pat
     teacher.save_pretrained(tmp_path / "headed")
     tokenizer.save_pretrained(tmp_path / "headed")
     found = experiment.ensure_teacher({**parameters, "TEACHER": str(tmp_path / "headed")})
-    assert found.steps == []
+    assert found.history is None
     assert torch.equal(
         found.model.cls.predictions.transform.dense.weight, teacher.cls.predictions.transform.dense.weight
     )

@@ -1,5 +1,6 @@
 """Runs that stop and go on, runs of several processes, and runs from config files."""
 
+import copy
 import json
 import os
 import random
@@ -14,20 +15,23 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 import torch
 import yaml
 from catalyst import dl
-from catalyst.contrib.scripts.run import process_configs
+from catalyst.contrib.scripts.run import process_configs, run_from_config
+from catalyst.registry import REGISTRY
 from safetensors.torch import load_file
 
 from conftest import ROOT
-from helpers import data, models, training
+from helpers import classification, data, models, training
 from helpers.catalyst_today import checkpoints
 from helpers.catalyst_today.engine import Engine
-from helpers.catalyst_today.history import HistoryCallback
+from helpers.catalyst_today.history import HistoryCallback, SilentLogger, ValidationLogger
 from helpers.runs import experiment, launch
+from helpers.runs.parameters import PARAMETERS
 
 CONFIGS = ROOT / "notebooks" / "configs"
 OPTIONS = {"epochs": 4, "learning_rate": 5e-3, "loss_weights": {"kl": 0.6, "mlm": 0.4}, "temperature": 1.0, "seed": 0}
@@ -148,18 +152,15 @@ def test_masked_lm_training_that_was_stopped_ends_as_one_that_was_not(tiny, load
     assert_equal_weights(whole, train(tmp_path / "stopped"))
 
 
-def test_an_interrupted_student_goes_on_and_a_finished_one_is_found(parameters, monkeypatch, capsys):
+def test_an_interrupted_student_goes_on_and_a_finished_one_is_found(parameters, capsys):
     teacher = experiment.ensure_teacher(parameters)
     whole = experiment.ensure_student(parameters | {"OUTPUT_DIR": parameters["OUTPUT_DIR"] + "-2"}, teacher)
-    with monkeypatch.context() as patch:
-        distill = experiment.distill
-        patch.setattr(experiment, "distill", lambda *a, **k: distill(*a, **k, callbacks=[StopsAt(5)]))
-        with pytest.raises(StoppedError):
-            experiment.ensure_student(parameters, teacher)
+    with pytest.raises(StoppedError):
+        experiment.ensure_student(parameters, teacher, callbacks=[StopsAt(5)])
     resumed = experiment.ensure_student(parameters, teacher)
     assert "Goes on after epoch 2 of 4" in capsys.readouterr().out
     assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
-    assert whole.steps == resumed.steps
+    assert whole.history == resumed.history
     assert experiment.ensure_student(parameters, teacher).found
 
 
@@ -220,7 +221,7 @@ def pickled(file):
         (
             None,
             {"callbacks": [HistoryCallback()]},
-            r"HistoryCallback 4, EpochCSVLogger 5 where this one has \S.*HistoryCallback 5, EpochCSVLogger 6",
+            r"HistoryCallback 4, EpochCSVLogger 5, \S+ 6 where this one has \S.*HistoryCallback 5, EpochCSVLogger 6",
         ),
     ],
 )
@@ -282,7 +283,7 @@ def test_a_logdir_tells_where_the_run_came_from(tiny, loaders, stopped):
     assert not (stopped / "run-3").exists()
     for run in (stopped / "run-1", stopped / "run-2"):
         settings = json.loads((run / "config.json").read_text())
-        digests = [settings.pop(name) for name in ("rows", "teacher")]
+        digests = [settings.pop(name) for name in ("rows", "teacher", "model")]
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests)
         assert settings == OPTIONS | {"batch_size": 4, "steps_per_epoch": 5, "layers": [0, 3]}
         packages = (run / "packages.txt").read_text()
@@ -302,11 +303,11 @@ import json, os, sys
 import torch
 from catalyst import dl
 from torch.utils.data import DataLoader
-from helpers import data, models, training
+from helpers import classification, data, models, training
 from helpers.data import EndlessShuffle
 from helpers.catalyst_today.engine import Engine, is_main_process
 
-training.ResumeCallback.__init__.__defaults__ = (None, 0)  # a state after each epoch
+training.ResumeCallback.__init__.__defaults__ = (0,)  # a state after each epoch
 folder, csv, out, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 engine = Engine("no", cpu=not options.get("gpu"))
 teacher, tokenizer = models.load_teacher(folder)
@@ -471,12 +472,15 @@ def test_a_port_in_use_is_named(program, tmp_path):
     assert str(port) in out
 
 
-def config(tmp_path, tiny_folder, name="mine", **changes):
+def config(tmp_path, tiny_folder, name="mine", pipeline="distill", **changes):
     """tiny.yml with the teacher in place and an OUTPUT_DIR of its own."""
     file = tmp_path / f"{name}.yml"
     values = {"TEACHER": str(tiny_folder), "OUTPUT_DIR": str(tmp_path / name)} | changes
-    file.write_text(yaml.safe_dump({"parameters": values}))
-    return [CONFIGS / "distill.yml", CONFIGS / "tiny.yml", file]
+    sections = {"parameters": values}
+    if pipeline == "sentiment":
+        sections |= {"optimizer": {"lr": 3e-3}, "task": {"teacher_learning_rate": 2e-3}}
+    file.write_text(yaml.safe_dump(sections))
+    return [CONFIGS / f"{pipeline}.yml", CONFIGS / "tiny.yml", file]
 
 
 def catalyst_run(configs, code=None):
@@ -486,8 +490,8 @@ def catalyst_run(configs, code=None):
     return subprocess.Popen(command, env=environment(), stdout=out, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
-def logdir(tmp_path, name="mine"):
-    (folder,) = (tmp_path / name / "05_multi_gpu_launch").glob("student-*")
+def logdir(tmp_path, name="mine", makes="student"):
+    (folder,) = (tmp_path / name / "05_multi_gpu_launch").glob(f"{makes}-*")
     return folder
 
 
@@ -501,7 +505,7 @@ def test_a_config_file_gives_what_the_notebook_api_gives(tmp_path, tiny_folder):
     finish(catalyst_run(configs))
     # In a process of one thread, as the other was.
     code = (
-        "import json, sys; from helpers import experiment; p = json.loads(sys.argv[1]);"
+        "import json, sys; from helpers.runs import experiment; p = json.loads(sys.argv[1]);"
         "t = experiment.ensure_teacher(p); s = experiment.ensure_student(p, t); print(s.folder)"
     )
     values = parameters_of(configs) | {"OUTPUT_DIR": str(tmp_path / "notebook")}
@@ -522,6 +526,102 @@ def test_a_config_file_gives_what_the_notebook_api_gives(tmp_path, tiny_folder):
         assert {"distill.yml", "tiny.yml", "mine.yml"} <= set(code.namelist())
 
 
+def trains_with(monkeypatch, start):
+    """What `start` hands to the last `Runner.train` that it calls, callbacks and loggers as `told` has them."""
+    calls, train = [], dl.Runner.train
+
+    def watched(self, **options):
+        parts = {kind: {name: told(part) for name, part in options[kind].items()} for kind in ("callbacks", "loggers")}
+        calls.append((type(self), options | parts))
+        train(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dl.Runner, "train", watched)
+        start()
+    return calls[-1]
+
+
+DIFFERENT = {"logdir", "file", "settings", "config", "sources", "card", "beside", "seconds", "description"}
+"""What a run from a file has of its own: where, what it is told apart by, what is saved beside the weights."""
+
+
+def told(part):
+    """A callback's or logger's kind and settings, as they were given to it."""
+    kept = {key: value for key, value in vars(part).items() if key not in DIFFERENT}
+    simple = {key: value for key, value in kept.items() if isinstance(value, int | float | str | dict | list | None)}
+    tensors = {key: value.tolist() for key, value in kept.items() if isinstance(value, torch.Tensor)}
+    return type(part), copy.deepcopy(simple | tensors)
+
+
+def task_by_hand(values, taught_by):
+    """Teach a classifier as notebook 06 does, one seed, one rate; return it."""
+    teacher, engine = experiment.ensure_teacher(values), Engine()
+    student = experiment.ensure_student(values, teacher).model
+    table, tokenizer = experiment.labelled_corpus(values), teacher.tokenizer
+    sizes, labels = values["PART_SIZES"], table.features["label"].names
+    corpus = experiment.read_corpus(values)
+    parts = data.part(table, sizes, corpus=corpus, transfer_texts=values["TRANSFER_TEXTS"])
+    rows = {name: data.encode(texts, tokenizer, values["MAX_LENGTH"]) for name, texts in parts.items()}
+    weights = data.balanced_weights(parts["train"]["label"], len(labels))
+
+    def teach(encoder, train, valid, passes, rate, **losses):
+        classifier, size = classification.classifier_of(encoder, labels, 0), values["FINE_TUNING_BATCH_SIZE"]
+        steps = max(1, round(passes * len(train) / size / 4))
+        loaders = data.label_loaders(train, valid, tokenizer, batch_size=size, steps_per_epoch=steps, seed=0)
+        run = {"epochs": 4, "learning_rate": rate, "seed": 0, "engine": engine, "class_weights": weights}
+        folder = f"{values['OUTPUT_DIR']}/{len(losses)}"
+        classification.train_classifier(classifier, loaders, **run, **losses, logdir=folder)
+        return classifier
+
+    if taught_by == "labels":
+        return teach(student, rows["train"], rows["valid"], values["FINE_TUNING_EPOCHS"], 3e-3)
+    wise = teach(teacher.model, rows["train"], rows["valid"], values["FINE_TUNING_EPOCHS"], 2e-3)
+    pair = [datasets.concatenate_datasets([rows["train"], rows["transfer"]]), rows["valid"]]
+    asked = {"batch_size": values["FINE_TUNING_BATCH_SIZE"], "engine": engine}
+    pair = [data.with_teacher_logits(p, classification.predict(wise, p, tokenizer, **asked)) for p in pair]
+    return teach(student, *pair, values["TASK_EPOCHS"], 3e-3, loss_weights=values["TASK_LOSS_WEIGHTS"])
+
+
+@pytest.mark.parametrize("name", ["distill", "labels", "teacher"])
+def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny_folder, monkeypatch):
+    pipeline, makes = ("distill", "student") if name == "distill" else ("sentiment", "classifier")
+    configs = config(tmp_path, tiny_folder, pipeline=pipeline, SEED=0)
+    if name == "teacher":
+        configs.insert(1, CONFIGS / "task.yml")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    monkeypatch.setattr(REGISTRY, "_vars_dict", {})  # it keeps the objects of the run before
+    by_config = trains_with(monkeypatch, lambda: run_from_config(configs))
+    values = parameters_of(configs) | {"OUTPUT_DIR": str(tmp_path / "by hand")}
+    made = []
+
+    def start():
+        if name == "distill":
+            made.append(experiment.ensure_student(values, experiment.ensure_teacher(values)).model)
+        else:
+            made.append(task_by_hand(values, name))
+
+    by_hand = trains_with(monkeypatch, start)
+    assert by_config[0] is by_hand[0]
+    for kind in ("callbacks", "loggers"):
+        ours, theirs = by_config[1][kind], by_hand[1][kind]
+        if kind == "loggers" and name != "distill":  # notebook 06 is silent in its 28 runs
+            assert (ours.pop("console")[0], theirs.pop("console")[0]) == (ValidationLogger, SilentLogger)
+        assert ours == theirs
+        assert list(ours) == list(theirs)
+    names = ("num_epochs", "seed", "valid_loader", "valid_metric", "minimize_valid_metric")
+    assert {key: by_config[1][key] for key in names} == {key: by_hand[1][key] for key in names}
+    assert set(by_config[1]) == set(by_hand[1])
+    for ours, theirs in zip(*(options["optimizer"].param_groups for _, options in (by_config, by_hand)), strict=True):
+        same = {key: value for key, value in ours.items() if key not in ("params", "lr", "initial_lr")}
+        assert same == {key: value for key, value in theirs.items() if key in same}
+    kept = "best" if name == "distill" else "last"
+    weights = load_file(logdir(tmp_path, makes=makes) / kept / "model.safetensors")
+    expected = made[0].state_dict()
+    assert set(weights) <= set(expected)
+    assert all(torch.equal(weight, expected[key]) for key, weight in weights.items())
+
+
 def test_a_config_file_runs_on_two_processes(tmp_path, tiny_folder):
     # The teacher's head is trained by both, too; each share of a batch is computed in four parts.
     configs = config(tmp_path, tiny_folder)
@@ -534,7 +634,7 @@ def test_a_config_file_runs_on_two_processes(tmp_path, tiny_folder):
     assert len(losses) == 4
     assert losses.iloc[-1] < losses.iloc[0]
     (teacher,) = (tmp_path / "mine" / "02_student_extraction").glob("teacher-*/training.json")
-    heads = [validation["loss"] for validation in json.loads(teacher.read_text())["validations"]]
+    heads = [validation["loss"] for validation in json.loads(teacher.read_text())["history"]["validations"]]
     assert heads[-1] < heads[0]
 
 
@@ -551,10 +651,9 @@ def test_overlays_run(overlay, tmp_path, tiny_folder):
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.stem)
 def test_config_files_name_what_is_there(file):
-    merged = process_configs([CONFIGS / "distill.yml", file])
+    pipeline = "sentiment.yml" if file.stem in ("sentiment", "task") else "distill.yml"
+    merged = process_configs([CONFIGS / pipeline, file])
     assert list(launch.config_faults(merged)) == []
-    from helpers.runs.parameters import PARAMETERS
-
     for name, value in merged["parameters"].items():
         assert not name.isupper() or PARAMETERS[name][0](value), name
 

@@ -18,6 +18,7 @@ from catalyst.core.callback import Callback, CallbackOrder, ICheckpointCallback
 from catalyst.core.logger import ILogger
 from huggingface_hub import ModelCard
 
+from helpers.catalyst_today.history import OPTIMIZER_METRICS
 from helpers.catalyst_today.saving import WRITING, save_folder, written_beside
 from helpers.catalyst_today.steps import trained_model
 
@@ -73,6 +74,7 @@ class CheckpointCallback(ICheckpointCallback):
 
     def on_epoch_end(self, runner) -> None:
         metrics, steps = runner.epoch_metrics["valid"], runner.epoch_step * len(runner.loaders["train"])
+        metrics = {name: value for name, value in metrics.items() if name not in OPTIMIZER_METRICS}
         score = metrics[self.metric_key]
         if not math.isfinite(score):
             has_saved = self.logdir is not None and self.best_score < math.inf

@@ -47,9 +47,8 @@ def parameters(makes: str = "student", **values) -> SimpleNamespace:
 
     Returns:
         An object with each parameter by its name, and ``values`` (all of them), ``settings`` (those that tell the run
-        from others), ``config`` (the merged config), ``sources`` (the files it came from), ``loss_weights`` and
-        ``task_loss_weights`` (those above zero), ``epochs``, ``steps`` and ``warmup_steps`` of a distillation,
-        ``seed`` (Catalyst's) and ``logdir``.
+        from others), ``config`` (the merged config), ``sources`` (the files it came from), ``loss_weights`` (those
+        above zero), ``epochs``, ``steps`` and ``warmup_steps`` of a distillation, ``seed`` (Catalyst's) and ``logdir``.
     """
     sources = [Path(file) for file in parse_args()[0]["configs"]]
     config = process_configs(sources)
@@ -67,18 +66,13 @@ def parameters(makes: str = "student", **values) -> SimpleNamespace:
         config=config,
         settings=without_output_dir(values),
         sources=sources,
-        loss_weights=_above_zero(values.get("LOSS_WEIGHTS", {})),
-        task_loss_weights=_above_zero(values.get("TASK_LOSS_WEIGHTS", {})),
+        loss_weights={name: weight for name, weight in values["LOSS_WEIGHTS"].items() if weight > 0},
         epochs=epochs,
         steps=epochs * steps_per_epoch,
         warmup_steps=warmup_steps(epochs * steps_per_epoch),
         seed=SEED_STRIDE * values["SEED"],
         logdir=str(logdir),
     )
-
-
-def _above_zero(weights: dict[str, float]) -> dict[str, float]:
-    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def _value_faults(values: dict[str, Any]) -> Iterator[str]:

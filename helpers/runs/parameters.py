@@ -67,10 +67,6 @@ def _is_grid(value) -> bool:
     )
 
 
-def _weights_of(losses: Iterable[str]):
-    return lambda value: are_loss_weights(value, losses), loss_weights_form(losses)
-
-
 def _has_repeats(values: list) -> bool:
     return any(value in values[:i] for i, value in enumerate(values))
 
@@ -106,7 +102,11 @@ PARAMETERS: dict[str, Parameter] = {
     "MAX_STEPS": Parameter(*whole(1), "optimizer steps of a distillation, at most"),
     "LEARNING_RATE": Parameter(*number(0, 1), "of the distillation, at the end of the warm-up"),
     "TEMPERATURE": Parameter(*number(0, math.inf), "divides the logits that the KL losses compare"),
-    "LOSS_WEIGHTS": Parameter(*_weights_of(LOSSES), "the weights of the distillation's losses"),
+    "LOSS_WEIGHTS": Parameter(
+        lambda value: are_loss_weights(value, LOSSES),
+        loss_weights_form(LOSSES),
+        "the weights of the distillation's losses",
+    ),
     "LABELLED_CORPUS": Parameter(
         _is_labelled_corpus,
         "a CSV file, 'bundled', or a dict from two labels or more to CSV files",
@@ -133,7 +133,11 @@ PARAMETERS: dict[str, Parameter] = {
         "learning rates that are tried on the validation part, for every contender",
     ),
     "TASK_EPOCHS": Parameter(*whole(1), "passes over labelled and unlabelled texts when the task is distilled"),
-    "TASK_LOSS_WEIGHTS": Parameter(*_weights_of(TASK_LOSSES), "the weights of the task's losses"),
+    "TASK_LOSS_WEIGHTS": Parameter(
+        lambda value: are_loss_weights(value, TASK_LOSSES) and value.get("kl", 0) + value.get("mse", 0) > 0,
+        f"{loss_weights_form(TASK_LOSSES)}; kl or mse above 0",
+        "the weights of the losses that distil the task",
+    ),
     "PROCESSES": Parameter(*whole(2), "processes that learn together; BATCH_SIZE is a multiple of it"),
     "SEED": Parameter(*whole(0), "of order, masks and dropout"),
     "SEEDS": Parameter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,6 +29,9 @@ from helpers.runs.experiment import (
 from helpers.runs.records import fingerprint, from_root, with_contents
 from helpers.training import warmup_steps
 
+LABELS, TEACHER = "labels", "teacher"
+"""By what a classifier may be taught."""
+
 STARTS = ("teacher", "distilled", "extracted")
 """What a classifier may start from: the teacher, the student that is distilled from it, or the one before that."""
 
@@ -42,6 +46,7 @@ class Task:
         loaders: dict batches under ``"train"`` and ``"valid"``.
         class_weights: (classes,) float32, what a text of each class counts.
         classes: how many there are.
+        loss_weights: of the losses that teach it, those above zero.
         epochs: how often the training loader is gone through.
         steps: training batches in all.
         warmup_steps: of the schedule.
@@ -53,6 +58,7 @@ class Task:
     loaders: dict[str, DataLoader]
     class_weights: Tensor
     classes: int
+    loss_weights: dict[str, float]
     epochs: int
     steps: int
     warmup_steps: int
@@ -72,29 +78,33 @@ def task(
     teacher: Trained,
     *,
     start: str,
+    taught_by: str,
     teacher_learning_rate: float,
     engine: Engine,
     title: str = "classifier",
 ) -> Task:
-    """Make ready to train a classifier on labels, on a classifying teacher's logits, or both, by TASK_LOSS_WEIGHTS.
+    """Make ready to train a classifier.
 
-    Where a loss asks for a teacher, `teacher` is first fine-tuned on the labels, for FINE_TUNING_EPOCHS with SEED, and
-    kept in ``OUTPUT_DIR/06_sentiment_evaluation``; the classifier then learns for TASK_EPOCHS from its logits, on
-    labelled and unlabelled texts. Otherwise it learns from the labels, for FINE_TUNING_EPOCHS.
+    Taught by ``"labels"``, it learns from them for FINE_TUNING_EPOCHS. Taught by the ``"teacher"``, that is first
+    fine-tuned on the labels so, and kept in ``OUTPUT_DIR/06_sentiment_evaluation``; the classifier then learns for
+    TASK_EPOCHS, by TASK_LOSS_WEIGHTS, on labelled and unlabelled texts with the teacher's logits.
 
     Args:
         parameters: checked parameters.
         teacher: as `ensure_teacher` gives it.
         start: one of `STARTS`; ``"distilled"`` is distilled first where no earlier run has left it.
+        taught_by: ``"labels"`` or ``"teacher"``.
         teacher_learning_rate: of the teacher's fine-tuning.
         engine: where and in which precision to compute.
         title: the heading of the model card.
 
     Raises:
-        ValueError: another `start`, or what the readers of texts raise.
+        ValueError: another `start` or `taught_by`, or what the readers of texts raise.
     """
     if start not in STARTS:
         raise ValueError(f"start is {start!r}: choose one of {', '.join(STARTS)}.")
+    if taught_by not in (LABELS, TEACHER):
+        raise ValueError(f"taught_by is {taught_by!r}: choose {LABELS!r} or {TEACHER!r}.")
     table, tokenizer = labelled_corpus(parameters), teacher.tokenizer
     labels, seed = table.features["label"].names, parameters["SEED"]
     sizes, corpus = parameters["PART_SIZES"], read_corpus(parameters)
@@ -103,8 +113,9 @@ def task(
     weights, batch_size = balanced_weights(parts["train"]["label"], len(labels)), parameters["FINE_TUNING_BATCH_SIZE"]
     layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     train, valid, passes = rows["train"], rows["valid"], parameters["FINE_TUNING_EPOCHS"]
-    loss_weights = parameters["TASK_LOSS_WEIGHTS"]
-    if loss_weights.get("kl", 0) + loss_weights.get("mse", 0) > 0:
+    loss_weights = {"labels": 1.0}
+    if taught_by == TEACHER:
+        loss_weights = {name: weight for name, weight in parameters["TASK_LOSS_WEIGHTS"].items() if weight > 0}
         classifier = classifier_of(teacher.model, labels, seed)
         values = {"teacher": with_contents(parameters), "rate": teacher_learning_rate, "of": engine.mixed_precision}
         train_classifier(
@@ -131,13 +142,14 @@ def task(
 
     def card(steps: int, metrics: dict[str, float]) -> ModelCard:
         settings = {"start": start, "steps": steps, "losses": loss_weights, "seed": seed}
-        corpus = parameters["LABELLED_CORPUS"]
+        source = parameters["LABELLED_CORPUS"]
+        files = ", ".join(Path(file).name for file in (source.values() if isinstance(source, dict) else [source]))
         return model_card(
             title,
             "text-classification",
             "A classifier on the encoder of a BERT, or of a DistilBERT that was made from it.",
             teacher=parameters["TEACHER"],
-            corpus={"bundled": "cornell-movie-review-data/rotten_tomatoes"}.get(str(corpus), str(corpus)),
+            corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else files,
             settings=settings | ({} if start == "teacher" else {"layers": layers}),
             metrics=metrics,
         )
@@ -148,6 +160,7 @@ def task(
         loaders,
         weights,
         len(labels),
+        loss_weights,
         VALIDATIONS,
         steps,
         warmup_steps(steps),
