@@ -1,5 +1,15 @@
-"""What the notebooks share. Read the modules in the order that data flows:
+"""What the notebooks share. Read these, in this order; each imports only what stands before it:
 
-batches, csv_files, data, models, losses, callbacks, steps, history, engine, runner, checkpoints, training, records,
-experiment, evaluation, plots.
+- `data`: texts in, labelled or not; dict batches out, masks among them
+- `models`: the teacher, the extraction of a student, the wrapper that runs the head at masked positions alone
+- `losses`: each distillation loss as a function of tensors
+- `callbacks`: those losses and the metrics as Catalyst callbacks
+- `runner`: what a runner does with one batch
+- `training`: the one training run; masked LM and distillation
+- `classification`: classifiers, and the distillation of a task
+- `evaluation`: scores, intervals, paired bootstrap
+- `plots`: the pictures
+
+What a reader does not need at first is in `files` (CSV in its forms), `catalyst_today` (engine, step, saving and
+resuming on today's stack) and `runs` (parameters, records, model cards, config files).
 """

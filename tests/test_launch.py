@@ -639,6 +639,19 @@ def test_a_config_file_runs_on_two_processes(tmp_path, tiny_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["accumulate", "task"])
+def test_a_classifier_learns_on_two_processes(overlay, tmp_path, tiny_folder):
+    configs = config(tmp_path, tiny_folder, pipeline="sentiment", FINE_TUNING_EPOCHS=12)
+    configs.insert(1, CONFIGS / f"{overlay}.yml")
+    script = ["-m", "catalyst.contrib.scripts.run", "-C", *configs]
+    out = finish(torchrun("--standalone", "--nproc-per-node=2", *script))
+    assert "2 processes" in out
+    valid = pd.read_csv(logdir(tmp_path, makes="classifier") / "csv_logger" / "valid.csv")
+    assert valid["accuracy"].iloc[-1] > 0.6, "a third is chance"
+    assert ("mse" in valid) == (overlay == "task")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["amp", "fp32", "mse", "accumulate"])
 def test_overlays_run(overlay, tmp_path, tiny_folder):
     configs = config(tmp_path, tiny_folder)
@@ -709,7 +722,7 @@ save, written = torch.save, []
 
 def half(state, file):
     save(state, file)
-    if "student-" in str(file):  # the teacher's training has states, too
+    if "05_multi_gpu_launch" in str(file):  # what the run needs is trained first, and has states, too
         written.append(file)
     if len(written) == 2:
         os.truncate(file, os.path.getsize(file) // 2)
@@ -721,7 +734,7 @@ run.main()
 """
 
 
-def start_and_kill(configs, folder, moment):
+def start_and_kill(configs, folder, moment, makes):
     """Kill -9 a run at (epochs done, seconds after that), or, for "write", when half of its second state is written."""
     if moment == "write":
         process = catalyst_run(configs, DIES_AMID_A_WRITE)
@@ -729,9 +742,10 @@ def start_and_kill(configs, folder, moment):
         process, (epochs, seconds) = catalyst_run(configs), moment
 
         def rows():
-            return [row for file in folder.glob("*/student-*/csv_logger/valid.csv") for row in file.read_text().split()]
+            files = folder.glob(f"05*/{makes}-*/csv_logger/valid.csv")
+            return [row for file in files for row in file.read_text().split()]
 
-        while not list(folder.glob("*/student-*/run-1")) or len(rows()) <= epochs > 0:
+        while not list(folder.glob(f"05*/{makes}-*/run-1")) or len(rows()) <= epochs > 0:
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.01)
         time.sleep(seconds)
@@ -740,26 +754,27 @@ def start_and_kill(configs, folder, moment):
     assert process.returncode == -signal.SIGKILL
 
 
-def killed_and_resumed(tmp_path, tiny_folder, moments, steps):
+def killed_and_resumed(tmp_path, tiny_folder, moments, pipeline="distill", **changes):
     """Whether each killed run, gone on with, ends with the weights of one that was not killed."""
-    changes = {"MAX_STEPS": steps}
+    makes = "classifier" if pipeline == "sentiment" else "student"
+    changes |= {"pipeline": pipeline}
     finish(catalyst_run(config(tmp_path, tiny_folder, "whole", **changes)))
-    whole = load_file(logdir(tmp_path, "whole") / "best" / "model.safetensors")
+    whole = load_file(logdir(tmp_path, "whole", makes) / "last" / "model.safetensors")
     outcomes = []
     for number, moment in enumerate(moments):
         name = f"killed-{number}"
         configs = config(tmp_path, tiny_folder, name, **changes)
-        start_and_kill(configs, tmp_path / name, moment)
+        start_and_kill(configs, tmp_path / name, moment, makes)
         if moment == "write":
-            assert list((tmp_path / name).glob("*/student-*/.writing-state.pt"))
+            assert list((tmp_path / name).glob(f"05*/{makes}-*/.writing-state.pt"))
         out = finish(catalyst_run(configs))
-        weights = load_file(logdir(tmp_path, name) / "best" / "model.safetensors")
+        weights = load_file(logdir(tmp_path, name, makes) / "last" / "model.safetensors")
         outcomes.append((moment, "Goes on" in out, all(torch.equal(w, weights[key]) for key, w in whole.items())))
     return outcomes
 
 
 def test_a_killed_run_goes_on(tmp_path, tiny_folder):
-    ((_, went_on, equal),) = killed_and_resumed(tmp_path, tiny_folder, ["write"], steps=60)
+    ((_, went_on, equal),) = killed_and_resumed(tmp_path, tiny_folder, ["write"], MAX_STEPS=60)
     assert went_on
     assert equal
 
@@ -769,10 +784,20 @@ def test_ten_killed_runs_go_on(tmp_path, tiny_folder):
     generator = random.Random(0)
     # Of four epochs of a hundred steps, two are left at least: they take longer than the half second.
     moments = ["write", "write", *((generator.randrange(3), 0.5 * generator.random()) for _ in range(8))]
-    outcomes = killed_and_resumed(tmp_path, tiny_folder, moments, steps=400)
+    outcomes = killed_and_resumed(tmp_path, tiny_folder, moments, MAX_STEPS=400)
     print(outcomes)
     assert all(equal for _, _, equal in outcomes)
     assert sum(went_on for _, went_on, _ in outcomes) >= 5
+
+
+@pytest.mark.slow
+def test_three_killed_classifiers_go_on(tmp_path, tiny_folder):
+    generator = random.Random(1)
+    moments = ["write", *((generator.randrange(3), 0.5 * generator.random()) for _ in range(2))]
+    outcomes = killed_and_resumed(tmp_path, tiny_folder, moments, "sentiment", FINE_TUNING_EPOCHS=80)
+    print(outcomes)
+    assert all(equal for _, _, equal in outcomes)
+    assert sum(went_on for _, went_on, _ in outcomes) >= 2
 
 
 def gpu_steps(precision, tiny, loaders, folder):

@@ -1,6 +1,7 @@
 """Write the set-up cell of every notebook and the README's badges from pyproject's address.
 
-`make notebooks` calls this; where the address alone has changed, `python notebooks/tools/setup_cell.py`.
+`make notebooks` calls this; where the address alone has changed,
+`python notebooks/tools/setup_cell.py`.
 """
 
 from __future__ import annotations
