@@ -52,9 +52,19 @@ def optimization(model: torch.nn.Module, learning_rate: float, steps: int):
 
 
 def run_callbacks(
-    measures: Mapping[str, dl.Callback], *, name: str, keep: str, logdir: str | Path | None, settings: dict[str, Any]
+    measures: Mapping[str, dl.Callback],
+    *,
+    name: str,
+    keep: str,
+    logdir: str | Path | None,
+    settings: Mapping[str, Any] | None,
 ) -> dict[str, dl.Callback]:
-    """What a run does with a batch after its runner, and with an epoch: the one list of callbacks. See `fit`."""
+    """What a run does with a batch after its runner, and with an epoch: the one list of callbacks.
+
+    Args:
+        measures, name, keep, logdir: see `fit`.
+        settings: what tells the run from others, as `run_settings` gives it; None without a logdir.
+    """
     callbacks = {
         "fast": FastTrainingCallback(),
         **measures,
@@ -151,9 +161,10 @@ def fit(
     models = model if isinstance(model, dict) else {"student": model}
     trained = models["student"]
     optimizer, scheduler = optimization(trained, learning_rate, epochs * len(loaders["train"]))
-    own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, **(settings or {})}
-    own |= {"model": weights_sha256(trained)}
-    listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=run_settings(loaders, **own))
+    if logdir is not None:
+        own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, **(settings or {})}
+        settings = run_settings(loaders, **own, model=weights_sha256(trained))
+    listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=settings)
     before = copy.deepcopy(trained.state_dict())
     try:
         runner.train(
