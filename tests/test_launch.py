@@ -793,11 +793,10 @@ def test_ten_killed_runs_go_on(tmp_path, tiny_folder):
 @pytest.mark.slow
 def test_three_killed_classifiers_go_on(tmp_path, tiny_folder):
     generator = random.Random(1)
-    moments = ["write", *((generator.randrange(3), 0.5 * generator.random()) for _ in range(2))]
+    moments = ["write", *((generator.randrange(1, 3), 0.5 * generator.random()) for _ in range(2))]
     outcomes = killed_and_resumed(tmp_path, tiny_folder, moments, "sentiment", FINE_TUNING_EPOCHS=80)
     print(outcomes)
-    assert all(equal for _, _, equal in outcomes)
-    assert sum(went_on for _, went_on, _ in outcomes) >= 2
+    assert all(went_on and equal for _, went_on, equal in outcomes)
 
 
 def gpu_steps(precision, tiny, loaders, folder):
