@@ -189,7 +189,7 @@ class ConfusionCallback(Callback):
     def on_loader_end(self, runner) -> None:
         if runner.is_valid_loader:
             counts = runner.engine.reduce(self.confusion, reduction="sum").view(self.classes, self.classes)
-            runner.loader_metrics.update(losses.accuracy_and_macro_f1(counts))
+            runner.loader_metrics.update(losses.accuracy_and_macro_f1(counts.cpu()))
 
 
 LOSSES = {

@@ -69,7 +69,7 @@ def load_baseline(name_or_path: str, labels: Sequence[str], seed: int):
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
             classifier = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, num_labels=len(labels), ignore_mismatched_sizes=True
+                name_or_path, num_labels=len(labels), ignore_mismatched_sizes=True, dtype=torch.float32
             )
     except OSError as error:
         raise FileNotFoundError(
@@ -110,9 +110,11 @@ def train_classifier(
     Raises:
         ValueError: see `callbacks.weighted_sum`.
     """
-    measures = task_measures(loss_weights or {"labels": 1.0}, classifier.config.num_labels, temperature, class_weights)
+    loss_weights = loss_weights or {"labels": 1.0}
+    measures = task_measures(loss_weights, classifier.config.num_labels, temperature, class_weights)
     settings = {"loss_weights": loss_weights, "temperature": temperature}
     settings |= {"class_weights": None if class_weights is None else class_weights.tolist()}
+    settings |= options.get("settings") or {}
     options |= {"seed": seed, "settings": settings, "loggers": {"console": SilentLogger(), **(loggers or {})}}
     name = name or f"classifier, seed {seed}"
     return fit(ClassifierRunner(), classifier, measures, loaders, name=name, keep="last", **options)

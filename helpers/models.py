@@ -238,7 +238,7 @@ def weights_sha256(model: nn.Module) -> str:
     """The sha256 of all weights' bytes, in their order: what tells one model from another of the same shape."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)  # bytes: numpy has no bfloat16
     return digest.hexdigest()
 
 

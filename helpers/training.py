@@ -36,6 +36,8 @@ from helpers.catalyst_today.steps import (
 from helpers.models import MaskedPositionLM, head_is_untrained, weights_sha256
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
 
+Trainable = PreTrainedModel | MaskedPositionLM
+"""What `fit` trains: it has a config, and `save_pretrained`."""
 SEED_STRIDE = 10_000
 """Catalyst seeds each epoch with the run's seed plus the epoch's number: without a stride, neighbours share masks."""
 
@@ -99,7 +101,7 @@ def run_settings(loaders: dict[str, DataLoader], **settings) -> dict[str, Any]:
 
 
 def _rows_sha256(rows: Sequence[Mapping]) -> str:
-    """Of how many rows there are, and of the columns of a thousand of them: a moment, whatever their number."""
+    """A hash of the number of rows and of a thousand of them, so that it takes a moment whatever their number."""
     digest = hashlib.sha256(str(len(rows)).encode())
     for number in np.linspace(0, len(rows) - 1, 1000).astype(int):
         row = rows[int(number)]
@@ -110,7 +112,7 @@ def _rows_sha256(rows: Sequence[Mapping]) -> str:
 
 def fit(
     runner: dl.Runner,
-    model: torch.nn.Module | dict[str, torch.nn.Module],
+    model: Trainable | dict[str, Trainable],
     measures: Mapping[str, dl.Callback],
     loaders: dict[str, DataLoader],
     *,
@@ -127,8 +129,9 @@ def fit(
 ) -> History:
     """Train a model in place; with a logdir, go on where an earlier run of the same settings stopped there.
 
-    A run that does not come to its end, by an error or an interrupt, leaves the model as it was before: called again,
-    it goes on from the logdir's state, or from the beginning where there is none.
+    A run that does not come to its end, by an error or an interrupt, leaves the weights as they were before: called
+    again, it goes on from the logdir's state, or from the beginning where there is none. A model that a run has
+    trained to its end is another one; to call that run again with its logdir, make the model anew.
 
     Args:
         runner: its `handle_batch` runs the model on a batch.
@@ -136,7 +139,7 @@ def fit(
         measures: callbacks by name, one of which leaves the sum of the losses as ``loss`` (see `weighted_sum`).
         loaders: dict batches under ``"train"`` and ``"valid"``. The dataset of ``"train"`` has a length, and its rows
             are dicts of numbers or of lists of numbers.
-        epochs: how often the training loader is gone through; after each, the validation loader.
+        epochs: how often the training loader is gone through, at least once; after each, the validation loader.
         learning_rate: at the end of the warm-up; see `optimization`.
         seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
@@ -145,7 +148,8 @@ def fit(
             ``"last"``, and it ends with those after the last step.
         logdir: gets ``best/`` and ``last/`` (folders that `transformers` loads), metrics as CSV and for TensorBoard,
             the state to go on from, and where the run came from (see `ProvenanceCallback`). None for none of it.
-        settings: what tells this run from others beside epochs, rate, seed, weights, rows and batches, as JSON has it.
+        settings: what tells this run from others, as JSON has it, beside epochs, rate, seed, `keep`, the model's
+            weights, the rows and the batches.
         callbacks: further ones. To go on exactly, one with a state of its own needs `state_dict` and
             `load_state_dict`; `dl.EarlyStoppingCallback` is known here.
         loggers: further ones by name, or others in place of `run_loggers`' own.
@@ -155,14 +159,16 @@ def fit(
 
     Raises:
         FloatingPointError: a loss became NaN or infinite; the message has the step.
-        ValueError: `logdir` holds another run.
+        ValueError: `logdir` holds another run, or `epochs` is below 1.
         OSError: `logdir` cannot be written, or its disk has too little room.
     """
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}: the training loader is gone through once at least.")
     models = model if isinstance(model, dict) else {"student": model}
     trained = models["student"]
     optimizer, scheduler = optimization(trained, learning_rate, epochs * len(loaders["train"]))
     if logdir is not None:
-        own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, **(settings or {})}
+        own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "keep": keep, **(settings or {})}
         settings = run_settings(loaders, **own, model=weights_sha256(trained))
     listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=settings)
     before = copy.deepcopy(trained.state_dict())
@@ -183,12 +189,17 @@ def fit(
             minimize_valid_metric=True,
         )
     except BaseException:
-        trained.load_state_dict(before)
+        has_ended = runner.need_early_stop or len(listed["history"].validations) == epochs
+        if not has_ended:  # what fails after the last step costs no training
+            trained.load_state_dict(before)
         raise
     finally:
         engine.free_memory()
         for each in models.values():
-            engine.unwrap_model(each, keep_fp32_wrapper=False).cpu()  # without autocast, which the engine has put in
+            for forward in ("forward", "_original_forward"):  # with autocast: accelerate has put it before the class's
+                vars(each).pop(forward, None)
+            each.cpu()
+        trained.zero_grad()  # of a step that was not made
         trained.eval()
     return History(listed["history"].steps, listed["history"].validations, listed["checkpoints"].kept)
 
@@ -248,10 +259,10 @@ def distill(
 ) -> History:
     """Distil the teacher into the student, in place.
 
-    Masked LM alone (``{"mlm": 1.0}``) asks nothing of the teacher, so it is not run.
+    Masked LM alone (``{"mlm": 1.0}``) does not need the teacher, so it is not run.
 
     Args:
-        teacher: a masked-LM model; it is left without `requires_grad`.
+        teacher: a masked-LM model; where it is run, it is left without `requires_grad`.
         student: a masked-LM model of the same vocabulary.
         loss_weights: from the names in `LOSSES` to the weights of the sum.
         temperature: of the KL loss.
@@ -267,7 +278,7 @@ def distill(
     check_pair(teacher, student, loss_weights)
     settings = {"loss_weights": loss_weights, "temperature": temperature, "teacher": weights_sha256(teacher)}
     settings |= {"layers": getattr(student.config, "teacher_layers", None)}
-    options |= {"name": name, "settings": settings}
+    options |= {"name": name, "settings": settings | (options.get("settings") or {})}
     if {loss for loss, weight in loss_weights.items() if weight > 0} == {"mlm"}:
         return fit(MaskedLMRunner(), MaskedPositionLM(student), measures, loaders, **options)
     models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}

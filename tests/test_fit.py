@@ -89,16 +89,23 @@ def test_what_is_stopped_before_its_first_state_begins_anew(tiny, loaders, tmp_p
     student = models.extract_student(tiny[0], [0, 3])
     start = {name: weight.clone() for name, weight in student.state_dict().items()}
     run = {"engine": Engine("no", cpu=True), "logdir": tmp_path / "stopped", **OPTIONS}
-    for stop in (StopsAt(4), Interrupts(3)):
+    in_parts = [steps.AccumulationCallback(2)]
+    # In the first step's losses; between its backward pass and its step; between two parts of a batch.
+    for further in ([StopsAt(4)], [Interrupts(3, order=1)], [Interrupts(4, order=35)], [*in_parts, Interrupts(3, 100)]):
         with pytest.raises((StoppedError, KeyboardInterrupt)):
-            training.distill(tiny[0], student, loaders, callbacks=[stop], **run)
+            training.distill(tiny[0], student, loaders, callbacks=further, **run)
         assert_equal_weights(start, student.state_dict())
+        assert all(weight.grad is None for weight in student.parameters())
     training.distill(tiny[0], student, loaders, **run)
     assert_equal_weights(whole.state_dict(), student.state_dict())
 
 
 class Interrupts(StopsAt):
-    """Ctrl-C in a notebook."""
+    """Ctrl-C in a notebook, among the callbacks of that order."""
+
+    def __init__(self, batch, order):
+        super().__init__(batch)
+        self.order = order
 
     def on_batch_end(self, runner):
         try:
@@ -189,7 +196,7 @@ def test_another_model_of_the_same_shape_makes_another_run(tiny, loaders, tmp_pa
         with torch.no_grad():
             model.vocab_transform.bias += change
         if change:
-            with pytest.raises(ValueError, match=r"of another run, with model '\w{64}'"):
+            with pytest.raises(ValueError, match="of a run that started from another model"):
                 training.train_masked_lm(model, loaders, engine=Engine("no", cpu=True), **options)
         else:
             training.train_masked_lm(model, loaders, engine=Engine("no", cpu=True), **options)
@@ -303,5 +310,36 @@ def test_masked_lm_alone_is_a_distillation_without_the_teachers_forward_pass(tin
 
 def test_a_trained_classifier_computes_in_float32_again(tiny, rows):
     classifier, _ = taught(tiny, rows, None, engine=Engine("bf16", cpu=True), epochs=1)
-    assert classifier(torch.tensor([[2, 7, 3]])).logits.dtype == torch.float32
-    assert "_original_forward" not in vars(classifier)
+    ids = torch.tensor([[2, 7, 3]])
+    assert classifier(ids).logits.dtype == torch.float32
+    assert classifier(ids, return_dict=False)[0].dtype == torch.float32
+    assert not {"forward", "_original_forward"} & set(vars(classifier))
+
+
+def test_what_fails_after_the_last_step_costs_no_training(tiny, loaders, tmp_path):
+    class Fails(dl.Callback):
+        def on_experiment_end(self, runner):
+            raise OSError("the network is gone")
+
+    whole, _ = distil(tiny, loaders, None)
+    student = models.extract_student(tiny[0], [0, 3])
+    run = {"engine": Engine("no", cpu=True), "logdir": None, **OPTIONS}
+    with pytest.raises(OSError, match="the network is gone"):
+        training.distill(tiny[0], student, loaders, callbacks=[Fails(order=100)], **run)
+    assert_equal_weights(whole.state_dict(), student.state_dict())
+
+
+def test_what_a_caller_tells_a_run_by_counts(tiny, loaders, tmp_path):
+    distil(tiny, loaders, tmp_path, settings={"mine": 1})
+    with pytest.raises(ValueError, match="of another run, with mine 1 where this one has 2"):
+        distil(tiny, loaders, tmp_path, settings={"mine": 2})
+    with pytest.raises(ValueError, match="of another run, with keep 'best' where this one has 'last'"):
+        distil(tiny, loaders, tmp_path, keep="last", settings={"mine": 1})
+    with pytest.raises(ValueError, match="epochs is 0"):
+        distil(tiny, loaders, tmp_path / "none", epochs=0)
+
+
+def test_models_are_told_apart_in_any_type_of_numbers(tiny):
+    one, other = (models.extract_student(tiny[0], layers).bfloat16() for layers in ([0], [1]))
+    assert models.weights_sha256(one) != models.weights_sha256(other)
+    assert models.weights_sha256(one) == models.weights_sha256(models.extract_student(tiny[0], [0]).bfloat16())

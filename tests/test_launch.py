@@ -285,7 +285,8 @@ def test_a_logdir_tells_where_the_run_came_from(tiny, loaders, stopped):
         settings = json.loads((run / "config.json").read_text())
         digests = [settings.pop(name) for name in ("rows", "teacher", "model")]
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests)
-        assert settings == OPTIONS | {"batch_size": 4, "steps_per_epoch": 5, "layers": [0, 3]}
+        expected = {"batch_size": 4, "steps_per_epoch": 5, "layers": [0, 3], "keep": "best"}
+        assert settings == OPTIONS | expected
         packages = (run / "packages.txt").read_text()
         assert f"torch=={torch.__version__.split('+')[0]}" in packages
         assert "catalyst==22.4" in packages
@@ -577,8 +578,8 @@ def task_by_hand(values, taught_by):
         return teach(student, rows["train"], rows["valid"], values["FINE_TUNING_EPOCHS"], 3e-3)
     wise = teach(teacher.model, rows["train"], rows["valid"], values["FINE_TUNING_EPOCHS"], 2e-3)
     pair = [datasets.concatenate_datasets([rows["train"], rows["transfer"]]), rows["valid"]]
-    asked = {"batch_size": values["FINE_TUNING_BATCH_SIZE"], "engine": engine}
-    pair = [data.with_teacher_logits(p, classification.predict(wise, p, tokenizer, **asked)) for p in pair]
+    options = {"batch_size": values["FINE_TUNING_BATCH_SIZE"], "engine": engine}
+    pair = [data.with_teacher_logits(p, classification.predict(wise, p, tokenizer, **options)) for p in pair]
     return teach(student, *pair, values["TASK_EPOCHS"], 3e-3, loss_weights=values["TASK_LOSS_WEIGHTS"])
 
 

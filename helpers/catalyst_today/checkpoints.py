@@ -40,7 +40,8 @@ class CheckpointCallback(ICheckpointCallback):
         logdir: the folder of ``last/`` and ``best/``; None saves nothing.
         metric_key: the validation metric that is to become small.
         tokenizer: saved beside the weights, if there is one.
-        card: from the steps that the weights have seen and their validation metrics to their model card.
+        card: from the steps that the weights have seen (those among them that float16's loss scaler left out count)
+            and their validation metrics to their model card.
 
     Attributes:
         kept: the validation of the weights that the run would keep if it ended now, ``step`` among its numbers.
@@ -199,6 +200,11 @@ class ResumeCallback(Callback):
                 "it away, and the run begins anew."
             ) from error
         different = [name for name in self.settings if settings.get(name) != self.settings[name]]
+        if different == ["model"]:
+            raise ValueError(
+                f"{self.file}: of a run that started from another model. One that has been trained since then is "
+                "another, too: make it anew. Nothing was overwritten: or take another logdir."
+            )
         if different:
             name = different[0]
             raise ValueError(

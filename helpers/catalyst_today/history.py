@@ -55,6 +55,7 @@ class HistoryCallback(Callback):
 
     def __init__(self):
         super().__init__(order=CallbackOrder.External)
+        self.on_experiment_start(None)
 
     def on_experiment_start(self, runner) -> None:
         self.steps, self.validations, self._unread, self._step = [], [], [], {}
@@ -98,8 +99,12 @@ def _is_shown() -> bool:
     the name; then its parent has it, too.
     """
     name = os.environ.get("JPY_SESSION_NAME")
-    is_served = name is not None and psutil.Process(os.getppid()).environ().get("JPY_SESSION_NAME") != name
-    return is_served or "google.colab" in sys.modules
+    if name is None:
+        return "google.colab" in sys.modules
+    try:
+        return psutil.Process(os.getppid()).environ().get("JPY_SESSION_NAME") != name
+    except psutil.Error:  # the parent has gone, or is another user's
+        return True
 
 
 def progress_bar(total: int, description: str, **options) -> tqdm:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers.catalyst_today.fast_cpu import fast_training
 from helpers.data import IGNORED
+from helpers.models import MaskedPositionLM
 
 
 def prepared_model(runner) -> torch.nn.Module:
@@ -34,7 +35,7 @@ class FastTrainingCallback(Callback):
 
     def on_experiment_start(self, runner) -> None:
         model = trained_model(runner)
-        self.replaced.enter_context(fast_training(getattr(model, "model", model)))  # a MaskedPositionLM wraps one
+        self.replaced.enter_context(fast_training(model.model if isinstance(model, MaskedPositionLM) else model))
 
     def on_experiment_end(self, runner) -> None:
         self.replaced.close()

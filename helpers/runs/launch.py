@@ -142,7 +142,7 @@ def _nearest_target(name: str) -> str:
 
 
 def with_weight(weights: dict[str, float], **callbacks: dl.Callback) -> dict[str, dl.Callback]:
-    """The callbacks, but for those of losses that have no weight: they are not computed."""
+    """The callbacks without those of losses that have no weight: these are not computed."""
     left_out = {*LOSSES, *TASK_LOSSES} - set(weights)
     return {name: callback for name, callback in callbacks.items() if name not in left_out}
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from helpers.catalyst_today.engine import Engine
 from helpers.classification import classifier_of, predict, train_classifier
 from helpers.data import balanced_weights, encode, label_loaders, part, with_teacher_logits
-from helpers.models import extract_student
+from helpers.models import extract_student, weights_sha256
 from helpers.runs.cards import model_card
 from helpers.runs.experiment import (
     VALIDATIONS,
@@ -29,11 +29,13 @@ from helpers.runs.experiment import (
 from helpers.runs.records import fingerprint, from_root, with_contents
 from helpers.training import warmup_steps
 
-LABELS, TEACHER = "labels", "teacher"
-"""By what a classifier may be taught."""
-
 STARTS = ("teacher", "distilled", "extracted")
 """What a classifier may start from: the teacher, the student that is distilled from it, or the one before that."""
+TAUGHT_BY = ("labels", "teacher")
+"""What a classifier may learn from."""
+TEACHING = ("LABELLED_CORPUS", "LABELLED_TEXT_FIELD", "LABEL_FIELD", "PART_SIZES", "CORPUS", "TEXT_FIELD")
+TEACHING += ("TRANSFER_TEXTS", "MAX_LENGTH", "FINE_TUNING_BATCH_SIZE", "FINE_TUNING_EPOCHS", "SEED")
+"""The parameters on which a fine-tuned teacher depends."""
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Task:
 def task_loaders(
     train: datasets.Dataset, valid: datasets.Dataset, tokenizer, batch_size: int, passes: int, seed: int
 ) -> dict[str, DataLoader]:
-    """`label_loaders` of which `VALIDATIONS` epochs are so many passes over the training rows, and a batch at least."""
+    """`label_loaders` whose epochs, `VALIDATIONS` of them, are together `passes` over the training rows."""
     steps = max(1, round(passes * len(train) / batch_size / VALIDATIONS))
     return label_loaders(train, valid, tokenizer, batch_size=batch_size, steps_per_epoch=steps, seed=seed)
 
@@ -103,8 +105,8 @@ def task(
     """
     if start not in STARTS:
         raise ValueError(f"start is {start!r}: choose one of {', '.join(STARTS)}.")
-    if taught_by not in (LABELS, TEACHER):
-        raise ValueError(f"taught_by is {taught_by!r}: choose {LABELS!r} or {TEACHER!r}.")
+    if taught_by not in TAUGHT_BY:
+        raise ValueError(f"taught_by is {taught_by!r}: choose one of {', '.join(TAUGHT_BY)}.")
     table, tokenizer = labelled_corpus(parameters), teacher.tokenizer
     labels, seed = table.features["label"].names, parameters["SEED"]
     sizes, corpus = parameters["PART_SIZES"], read_corpus(parameters)
@@ -114,10 +116,12 @@ def task(
     layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     train, valid, passes = rows["train"], rows["valid"], parameters["FINE_TUNING_EPOCHS"]
     loss_weights = {"labels": 1.0}
-    if taught_by == TEACHER:
+    if taught_by == "teacher":
         loss_weights = {name: weight for name, weight in parameters["TASK_LOSS_WEIGHTS"].items() if weight > 0}
         classifier = classifier_of(teacher.model, labels, seed)
-        values = {"teacher": with_contents(parameters), "rate": teacher_learning_rate, "of": engine.mixed_precision}
+        values = with_contents({name: parameters[name] for name in TEACHING})
+        values |= {"rate": teacher_learning_rate, "precision": engine.mixed_precision}
+        values |= {"teacher": weights_sha256(teacher.model)}
         train_classifier(
             classifier,
             task_loaders(train, valid, tokenizer, batch_size, passes, seed),
@@ -129,9 +133,9 @@ def task(
             logdir=from_root(parameters["OUTPUT_DIR"]) / "06_sentiment_evaluation" / f"teacher-{fingerprint(values)}",
         )
         train, passes = datasets.concatenate_datasets([train, rows["transfer"]]), parameters["TASK_EPOCHS"]
-        asked = {"batch_size": batch_size, "engine": engine}
+        options = {"batch_size": batch_size, "engine": engine}
         train, valid = (
-            with_teacher_logits(part, predict(classifier, part, tokenizer, **asked)) for part in (train, valid)
+            with_teacher_logits(each, predict(classifier, each, tokenizer, **options)) for each in (train, valid)
         )
     if start == "distilled":
         encoder = ensure_student(parameters, teacher, engine=engine).model

@@ -1,4 +1,4 @@
-"""Write notebooks/parameters/README.md: each parameter, as cells and helpers.runs.parameters have it.
+"""Write notebooks/parameters/README.md: each parameter as cells and parameters.py have it.
 
 `make notebooks` calls this; by itself: `python notebooks/tools/parameter_table.py`.
 """
