@@ -2,17 +2,24 @@ PYTHON ?= python3
 NOTEBOOKS ?=
 PARTS ?=
 BIN := .venv/bin
+NOTEBOOKS_AND_PROCESSES := notebooks experiments launch bench browser
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: tutorial test test-slow test-browser lab setup notebooks results bench bench-report
+.PHONY: tutorial test test-fast test-slow test-browser lab setup notebooks stale results bench bench-report
 
+# After Ctrl-C the command has said what there is to say; the rest keeps make from adding a line of its own.
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
-	@$(BIN)/python notebooks/tools/run.py tutorial $(NOTEBOOKS)
+	@trap : INT; $(BIN)/python notebooks/tools/run.py tutorial $(NOTEBOOKS) || [ $$? = 130 ]
 
 test: setup  ## lint, then all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n 2
+
+test-fast: setup  ## lint, and the unit tests that need no notebook and no process group
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n 2 $(NOTEBOOKS_AND_PROCESSES:%=--ignore=tests/test_%.py)
 
 test-slow: .venv/.bench  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
@@ -26,7 +33,10 @@ test-browser: .venv/.browser  ## JupyterLab and the report in Chromium, which is
 lab: setup  ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
-notebooks: setup  ## run the committed notebooks anew, in place
+stale: setup  ## say which committed notebooks show what the code no longer does, and why
+	@$(BIN)/python notebooks/tools/stale.py
+
+notebooks: setup  ## run the stale notebooks anew, in place, and those that read from them; NOTEBOOKS="03 05" for some
 	@$(BIN)/python notebooks/tools/run.py regenerate $(NOTEBOOKS)
 
 results: setup  ## write what notebook 06 measured into the README

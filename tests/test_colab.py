@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import install
 import run
 import setup_cell
+from sources import Repository
 
 HERE = "Set-up: the helpers are here.\n"
 WHAT_TO_SET = "Set-up: set DISTILLATION_REPOSITORY (by %env) to the repository's address."
@@ -42,15 +43,16 @@ def test_another_address_changes_cells_and_badges_and_makes_nothing_stale(tmp_pa
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     settled = project.replace(setup_cell.repository(), "https://github.com/us/ours")
     elsewhere = project.replace(setup_cell.repository(), "https://example.org/ours")
-    before = nbformat.read(tmp_path / "notebooks" / "01_dataset_dicts.ipynb", as_version=4)
+    path = tmp_path / "notebooks" / "01_dataset_dicts.ipynb"
+    before, (hashes, _) = nbformat.read(path, as_version=4), Repository(tmp_path).cells(path)
     monkeypatch.setattr(setup_cell, "ROOT", tmp_path)
 
     (tmp_path / "pyproject.toml").write_text(settled, encoding="utf-8")
     setup_cell.write()
-    after = nbformat.read(tmp_path / "notebooks" / "01_dataset_dicts.ipynb", as_version=4)
+    after = nbformat.read(path, as_version=4)
     assert '"https://github.com/us/ours"' in after.cells[1].source
     assert after.cells[:1] + after.cells[2:] == before.cells[:1] + before.cells[2:]
-    assert run.sources_sha256(after) == run.sources_sha256(before)
+    assert Repository(tmp_path).cells(path)[0] == hashes
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "colab.research.google.com/github/us/ours/blob/main/notebooks/01_dataset_dicts.ipynb)" in readme
     assert "/OWNER/" not in readme
@@ -127,7 +129,7 @@ def versions(python):
 def copy(tmp_path, monkeypatch):
     """What git tracks or would add, in a folder of its own."""
     monkeypatch.setattr(run, "COPY", tmp_path / "copy")
-    run.clean_copy(keep_artifacts=False)
+    run.clean_copy()
     return run.COPY
 
 

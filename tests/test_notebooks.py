@@ -15,46 +15,19 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import run
-import tiny_teacher
+import stale
+import tiny
+from sources import Repository
 
 PATHS = run.committed([])
 NAMES = [path.stem for path in PATHS]
-TINY = yaml.safe_load((ROOT / "notebooks" / "parameters" / "tiny.yaml").read_text(encoding="utf-8"))
-
-
-# The control of notebook 04 trains seven students for each seed.
-SHORTER = {
-    "04": {"MAX_STEPS": 40, "TEACHER_STEPS": 100},
-    "05": {"MAX_STEPS": 12, "TEACHER_STEPS": 40},
-    "08": {"MAX_STEPS": 20, "TEACHER_STEPS": 100},
-}
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def executed(request, tiny_folder, tmp_path_factory):
-    """(name, executed copy, OUTPUT_DIR), each notebook alone from an empty OUTPUT_DIR."""
-    folder = tmp_path_factory.mktemp(request.param)
-    copy, output = folder / "copy.ipynb", folder / "artifacts"
-    papermill.execute_notebook(
-        ROOT / "notebooks" / f"{request.param}.ipynb",
-        copy,
-        parameters={
-            **TINY,
-            **SHORTER.get(request.param[:2], {}),
-            "BASELINE": str(tiny_teacher.build_baseline(folder / "baseline")),
-            "TEACHER": str(tiny_folder),
-            "OUTPUT_DIR": str(output),
-        },
-        progress_bar=False,
-        kernel_name="python3",
-        cwd=folder,
-    )
-    return request.param, copy, output
-
-
-def read_record(output, name):
-    record = json.loads((output / name / "metrics.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in record.items() if key != "timings"}
+def executed(request):
+    """(name, executed copy, its record), each notebook alone; `make stale` makes the same run, and uses this one."""
+    outcome = tiny.outcome(request.param, Repository().sources(request.param))
+    return request.param, tiny.folder_of(request.param) / "copy.ipynb", outcome["record"]
 
 
 def check_01(record):
@@ -116,7 +89,8 @@ def check_06(record):
 
 
 def check_08(record):
-    assert [each["varied"] for each in record["runs"].values()] == [{"LAYERS": [0, 3]}, {"LAYERS": [0, 1]}]
+    varied = [{"LAYERS": [0, 3], "TEMPERATURE": 2.0}, {"LAYERS": [0, 1], "TEMPERATURE": 2.0}]
+    assert [each["varied"] for each in record["runs"].values()] == varied
     assert record["failed"] == {}
     for each in record["runs"].values():
         assert each["student_perplexity"] < each["extracted_perplexity"]
@@ -140,13 +114,24 @@ def test_the_long_control_is_the_one_that_its_parameters_file_gives():
     assert {k: v for k, v in long["parameters"].items() if k not in outside} == {
         k: v for k, v in wanted.items() if k not in outside
     }
-    assert set(long) - {"timings"} == set(short)
+    assert set(long) - {"timings", "stale", "made_from"} == set(short)
     assert long["scored_masked_tokens"] > 20_000
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / stale.RECORDS).glob("*.json")), ids=lambda file: file.stem)
+def test_a_long_record_is_marked_just_as_long_as_its_teacher_is_not_notebook_02s(file):
+    long = json.loads(file.read_text(encoding="utf-8"))
+    extraction = nbformat.read(ROOT / "notebooks" / "02_student_extraction.ipynb", as_version=4).metadata["record"]
+    row = [key for key in extraction if key.startswith("teacher_")]
+    has_its_teacher = {key: long[key] for key in row} == pytest.approx({key: extraction[key] for key in row}, rel=1e-3)
+    assert ("stale" in long) is not has_its_teacher
+    if has_its_teacher:
+        assert long["made_from"]["teacher"] == extraction["fingerprint"]
+        assert not stale.check_record(file, Repository()).reasons
+
+
 def test_runs_on_tiny_data_and_repeats(executed):
-    name, copy, output = executed
-    first = read_record(output, name)
+    name, copy, first = executed
     checks = {
         "01": check_01,
         "02": check_02,
@@ -158,7 +143,7 @@ def test_runs_on_tiny_data_and_repeats(executed):
     }
     checks[name[:2]](first)
 
-    shutil.rmtree(output)
+    shutil.rmtree(copy.parent / "output")
     command = [
         sys.executable,
         "-m",
@@ -170,11 +155,12 @@ def test_runs_on_tiny_data_and_repeats(executed):
         "-q",
         str(copy),
     ]
-    again = subprocess.run(command, cwd=copy.parent, capture_output=True, text=True, check=False)
+    own = {"cwd": copy.parent, "env": tiny.environment()}
+    again = subprocess.run(command, **own, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout[-5000:]
     code_cells = sum(cell.cell_type == "code" for cell in nbformat.read(copy, as_version=4).cells)
     assert re.search(rf"\b{code_cells} passed\b", again.stdout)
-    assert read_record(output, name) == first
+    assert tiny.masked(tiny.read_record(name)) == first
 
 
 def test_an_unknown_parameter_stops_a_notebook_before_any_work(tmp_path):
@@ -194,8 +180,12 @@ def committed(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def test_committed_notebook_is_one_clean_run_of_this_code(committed):
-    assert committed.metadata.get("sources_sha256") == run.sources_sha256(committed), "stale: run `make notebooks`"
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_notebook_shows_what_this_code_does(name):
+    assert stale.check(name, Repository()).reasons == [], "stale: run `make notebooks`"
+
+
+def test_committed_notebook_is_one_clean_run(committed):
     code = [cell for cell in committed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
@@ -204,14 +194,19 @@ def test_committed_notebook_is_one_clean_run_of_this_code(committed):
     assert not any("widget" in mime for output in outputs for mime in output.get("data", {}))
 
 
+MACHINE = re.compile(r"[^\"\s]*(?:/root|/home|/Users|/work|/tmp|site-packages|\.venv/)[^\"\s]*")
+
+
 def test_committed_notebook_names_no_machine(committed):
     for cell in committed.cells:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("image/png", None)  # base64 holds any text by chance
-    found = re.findall(
-        r"[^\"\s]*(?:/root|/home|/Users|/work|/tmp|site-packages|\.venv/)[^\"\s]*", json.dumps(committed)
-    )
-    assert not found
+    assert not MACHINE.findall(json.dumps(committed))
+
+
+def test_records_name_no_machine():
+    for file in (ROOT / stale.RECORDS).rglob("*.json"):
+        assert not MACHINE.findall(file.read_text(encoding="utf-8")), file
 
 
 def test_committed_notebook_is_built_as_a_notebook_should_be(committed):

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -19,6 +20,8 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import results
 import run
+import stale
+from sources import Repository
 
 
 def read(name):
@@ -108,16 +111,6 @@ def test_requirements_resolve(python, tmp_path):
     assert python in ("3.10", "3.11") or "setuptools==84.2.1\n" in resolved
 
 
-def test_imported_helpers_are_found():
-    code = "from helpers import data, plots\nfrom helpers.engine import Engine\nimport helpers.losses\nimport torch"
-    assert run.imported_helpers(code) == {"data", "plots", "engine", "losses"}
-    cells = [
-        "%%program\nfrom helpers import data\nif True:\n    pass",
-        "%env A=1\n!{run} -C\nfrom helpers import plots",
-    ]
-    assert run.imported_helpers("\n".join(map(run.as_python, cells))) == {"data", "plots"}
-
-
 def notebook(*code, title="# 01 Title\n\nTime: about 1 minute on two CPU cores"):
     cells = [nbformat.v4.new_markdown_cell(title), *map(nbformat.v4.new_code_cell, code)]
     return nbformat.v4.new_notebook(cells=cells)
@@ -126,10 +119,14 @@ def notebook(*code, title="# 01 Title\n\nTime: about 1 minute on two CPU cores")
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A repository of two notebooks; the second one fails while `broken` is there."""
-    (tmp_path / "notebooks").mkdir()
+    for folder in ("notebooks/parameters", "helpers", "tests/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("pyproject.toml", "notebooks/parameters/tiny.yaml", "tests/tiny_teacher.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    (tmp_path / "helpers" / "losses.py").write_text('"""A helper."""\n', encoding="utf-8")
     (tmp_path / "broken").touch()
     counting = "with open('../count', 'a') as file:\n    _ = file.write('x')\nprint('a\\rb')"
-    imports = "import json\nfrom pathlib import Path"
+    imports = "import json\nfrom pathlib import Path\nfrom helpers import losses"
     record = "folder = Path('../artifacts/{}')\nfolder.mkdir(parents=True)\n"
     record += "_ = (folder / 'metrics.json').write_text(json.dumps({{'answer': 42, 'timings': {{}}}}))"
     one = notebook("1 + 1", counting, imports, record.format("01_one"))
@@ -142,7 +139,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_tutorial_says_what_it_does_works_on_copies_and_goes_on_where_it_was(repository, capsys):
-    before = {path: path.read_bytes() for path in (repository / "notebooks").iterdir()}
+    before = {path: path.read_bytes() for path in (repository / "notebooks").glob("*.ipynb")}
     assert run.tutorial([]) == 1
     out = capsys.readouterr().out
     assert re.search(r"01_one +about 1 minute on two CPU cores", out)
@@ -150,13 +147,20 @@ def test_tutorial_says_what_it_does_works_on_copies_and_goes_on_where_it_was(rep
     assert (repository / "artifacts" / "stopped" / "02_two.ipynb").exists()
 
     (repository / "broken").unlink()
+    (repository / "helpers" / "losses.py").write_text("# Only a comment.\n", encoding="utf-8")
     assert run.tutorial([]) == 0
     assert re.search(r"01_one +already run", capsys.readouterr().out)
     assert (repository / "count").read_text() == "x"
-    assert {path: path.read_bytes() for path in (repository / "notebooks").iterdir()} == before
+    assert {path: path.read_bytes() for path in (repository / "notebooks").glob("*.ipynb")} == before
     copy = nbformat.read(repository / "artifacts" / "tutorial" / "01_one.ipynb", as_version=4)
     assert copy.cells[2].outputs[0].text == "b\n"
     assert copy.metadata.record == {"answer": 42}
+
+    (repository / "helpers" / "losses.py").write_text("answer = 42\n", encoding="utf-8")
+    shutil.rmtree(repository / "artifacts" / "01_one")
+    shutil.rmtree(repository / "artifacts" / "02_two")
+    assert run.tutorial([]) == 0
+    assert (repository / "count").read_text() == "xx"
 
 
 def test_tutorial_takes_some_and_refuses_what_is_not_there(repository, capsys):
@@ -175,15 +179,89 @@ def test_tutorial_that_is_interrupted_says_so_and_stops(repository):
     code = f"import run, pathlib, sys; run.ROOT = pathlib.Path({str(repository)!r}); run.COPIES = run.ROOT / 'copies'; "
     command = [sys.executable, "-c", code + "sys.argv = ['run', 'tutorial', '01']; sys.exit(run.main())"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "notebooks" / "tools")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
     shown = ""
     while "asleep" not in shown:
         shown += process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
+    rest, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert run.GOES_ON in rest
+    assert rest == f"\nInterrupted. {run.GOES_ON}\n"
+    assert said == ""
     assert not (repository / "copies" / "01_one.ipynb").exists()
+
+
+def test_whoever_takes_a_model_is_listed_as_its_reader():
+    code = {path.name[:2]: Repository(ROOT).cells(path)[1].text for path in run.committed([])}
+    for call, maker in (("ensure_teacher(parameters", "02"), ("ensure_student(parameters", "03")):
+        callers = {number for number, text in code.items() if call in text} - {maker}
+        assert callers == {number for number, makers in run.READS.items() if maker in makers}
+
+
+@pytest.fixture
+def regenerated(tmp_path, monkeypatch):
+    """(what has run: name, whether in place, the artifacts it found; the stale notebooks; the folder of models)."""
+
+    def execute(path, target, root):
+        artifacts = root / "artifacts"
+        ran.append((path.stem, target.parent.parent == tmp_path, sorted(each.name for each in artifacts.glob("*"))))
+        (artifacts / path.stem).mkdir(parents=True)
+        (artifacts / path.stem / "metrics.json").write_text('{"answer": 42, "timings": {}}', encoding="utf-8")
+        made = notebook("1")
+        made.metadata["record"] = {"answer": 42}
+        nbformat.write(made, target)
+        return True
+
+    def check(name, repository):
+        return stale.Verdict(name, ["changed"] if name in its else [], "", tmp_path, {})
+
+    ran, its = [], set()
+    (tmp_path / "notebooks").mkdir()
+    for name in ("02_two", "03_three", "06_six"):
+        nbformat.write(notebook("1"), tmp_path / "notebooks" / f"{name}.ipynb")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "COPY", tmp_path / "copy")
+    monkeypatch.setattr(run, "MADE", tmp_path / "copy" / "made")
+    monkeypatch.setattr(run, "READS", {"03": {"02"}, "06": {"02", "03"}})
+    monkeypatch.setattr(run, "execute", execute)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(
+        run,
+        "clean_copy",
+        lambda: shutil.copytree(tmp_path / "notebooks", tmp_path / "copy" / "notebooks", dirs_exist_ok=True),
+    )
+    monkeypatch.setattr(run.setup_cell, "write", lambda: None)
+    monkeypatch.setattr(run.parameter_table, "write", lambda: None)
+    monkeypatch.setattr(run, "draw_schema", lambda target: None)
+    monkeypatch.setattr(run.Repository, "sources", lambda self, name: {})
+    monkeypatch.setattr(stale, "check", check)
+    monkeypatch.setattr(run.tiny, "outcome", lambda name, sources, root: {"record": {"of": name}})
+    return ran, its, run.MADE
+
+
+def test_what_is_stale_is_run_with_what_reads_from_it_and_finds_what_its_makers_left(regenerated, tmp_path, capsys):
+    ran, its, made = regenerated
+    assert run.regenerate([]) == 0
+    assert (ran, capsys.readouterr().out) == ([], "No notebook is stale.\n")
+
+    its.add("02_two")
+    assert run.regenerate([]) == 0
+    assert ran == [("02_two", True, []), ("03_three", True, ["02_two"]), ("06_six", True, ["02_two", "03_three"])]
+    records = {file.name: json.loads(file.read_text()) for file in (tmp_path / stale.RECORDS / "tiny").iterdir()}
+    assert records["06_six.json"] == {"record": {"of": "06_six"}}
+    assert len(records) == 3
+
+    ran.clear()
+    its.clear()
+    its.add("06_six")
+    assert run.regenerate([]) == 0
+    assert ran == [("06_six", True, ["02_two", "03_three"])]
+
+    ran.clear()
+    (made / "03_three" / "metrics.json").write_text('{"answer": 41, "timings": {}}', encoding="utf-8")
+    assert run.regenerate(["06"]) == 0
+    assert ran == [("03_three", False, ["02_two"]), ("06_six", True, ["02_two", "03_three"])]
 
 
 def test_readmes_links_lead_somewhere():

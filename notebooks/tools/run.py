@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import asyncio
-import hashlib
 import json
 import os
 import re
@@ -17,21 +15,30 @@ import time
 from pathlib import Path
 
 import nbformat
-from IPython.core.inputtransformer2 import TransformerManager
+import yaml
 from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbval.plugin import coalesce_streams
+from papermill.parameterize import parameterize_notebook
 
 import html_report
 import parameter_table
 import setup_cell
+import stale
+import tiny
+from helpers.catalyst_today.provenance import git
 from helpers.plots import distillation_schema
+from sources import Repository
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIES = ROOT / "artifacts" / "tutorial"
 COPY = ROOT / "artifacts" / "regenerated"
+MADE = COPY / "made"
+"""What the last runs of those notebooks have left whose models others read."""
 GOES_ON = "The same command goes on from here: notebooks and models that are finished are kept."
+READS = {"03": {"02"}, "04": {"02"}, "05": {"02"}, "06": {"02", "03"}, "08": {"02"}}
+"""Whose models a notebook takes, by their numbers."""
 
 
 class Shown(NotebookClient):
@@ -67,53 +74,6 @@ def committed(numbers: list[str]) -> list[Path]:
     return [known[number] for number in sorted(set(numbers))] or paths
 
 
-def imported_helpers(code: str) -> set[str]:
-    """The helpers that a piece of Python imports, by module name."""
-    names = set()
-    for node in ast.walk(ast.parse(code)):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.split(".")[0] == "helpers"
-        ):
-            parts = node.module.split(".")
-            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("helpers.")
-            }
-    return names
-
-
-def as_python(cell: str) -> str:
-    """A cell as Python parses it: shell and magic as calls, the body of a %%cell by itself."""
-    body = cell.partition("\n")[2] if cell.startswith("%%") else cell
-    return TransformerManager().transform_cell(body)
-
-
-def sources_sha256(notebook: nbformat.NotebookNode) -> str:
-    """A hash of the notebook's code and of every helper that it imports, directly or not.
-
-    Not of the set-up cell, which does nothing here: another address makes no output stale.
-    """
-    cells = [
-        cell.source
-        for cell in notebook.cells
-        if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", [])
-    ]
-    found, new = set(), imported_helpers("\n".join(map(as_python, cells)))
-    while new:
-        found |= new
-        texts = [(ROOT / "helpers" / f"{name}.py").read_text(encoding="utf-8") for name in new]
-        new = set().union(*map(imported_helpers, texts)) - found
-    digest = hashlib.sha256("\0".join(cells).encode())
-    for name in sorted(found):
-        digest.update((ROOT / "helpers" / f"{name}.py").read_bytes())
-    return digest.hexdigest()
-
-
 def minutes(notebook: nbformat.NotebookNode) -> str:
     """What the title cell says of the time: "about 5 minutes on two CPU cores"."""
     found = re.search(r"about [\w.]+ minutes? on two CPU cores", notebook.cells[0].source)
@@ -126,10 +86,10 @@ def record_of(path: Path, root: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def execute(path: Path, target: Path, root: Path) -> bool:
+def execute(path: Path, target: Path, root: Path, **metadata: str) -> bool:
     """Run a notebook, `root` being the repository, and write it to `target`; True if it ran.
 
-    The notebook keeps its record. One that failed goes to artifacts/stopped.
+    The notebook keeps its record, and the `metadata`. One that failed goes to artifacts/stopped.
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -152,6 +112,10 @@ def execute(path: Path, target: Path, root: Path) -> bool:
         error = f"{failure.ename}: {failure.evalue}"
     except DeadKernelError:
         error = f"The kernel died, perhaps for want of memory (see BATCH_SIZE). {GOES_ON}"
+    except KeyboardInterrupt:
+        # Asked to end, the kernel would still answer for its cell, find nobody there, and say so.
+        client.shutdown_kernel = "immediate"
+        raise
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = coalesce_streams(cell.outputs)
@@ -161,7 +125,7 @@ def execute(path: Path, target: Path, root: Path) -> bool:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        "sources_sha256": sources_sha256(notebook),
+        **metadata,
     }
     if error is not None:
         target = ROOT / "artifacts" / "stopped" / path.name
@@ -175,12 +139,14 @@ def execute(path: Path, target: Path, root: Path) -> bool:
 
 
 def tutorial(numbers: list[str]) -> int:
+    repository = Repository(ROOT)
+
     def is_done(path: Path) -> bool:
         copy = COPIES / path.name
         if not copy.exists():
             return False
-        made_from = nbformat.read(copy, as_version=4).metadata.get("sources_sha256")
-        return made_from == sources_sha256(nbformat.read(path, as_version=4))
+        made_from = nbformat.read(copy, as_version=4).metadata.get("sources")
+        return made_from == repository.sha256(path.stem)
 
     paths = committed(numbers)
     done = {path: is_done(path) for path in paths}
@@ -193,7 +159,7 @@ def tutorial(numbers: list[str]) -> int:
             continue
         print(f"\n{path.stem}", flush=True)
         start = time.monotonic()
-        if not execute(path, COPIES / path.name, ROOT):
+        if not execute(path, COPIES / path.name, ROOT, sources=repository.sha256(path.stem)):
             return 1
         print(f"\n{path.stem}: {(time.monotonic() - start) / 60:.1f} minutes")
     print("\nDone. The notebooks are in artifacts/tutorial/, models and records in artifacts/.")
@@ -204,28 +170,113 @@ def tutorial(numbers: list[str]) -> int:
 
 
 def regenerate(numbers: list[str]) -> int:
-    """Run in a copy of the working tree, so that no run of the reader's shows.
+    """Run what is stale, and what reads from it, or the notebooks of these numbers.
 
-    The copy's own artifacts go before all notebooks are run; a few find in them what the last
-    run of all has left.
+    All run in a copy of the working tree, so that no run of the reader's shows. Models that they
+    read, and that are not there as the committed notebook made them, are made there first.
     """
-    paths = committed(numbers)
     setup_cell.write()
     parameter_table.write()
-    clean_copy(keep_artifacts=bool(numbers))
-    for path in paths:
-        print(f"\n{path.stem}", flush=True)
-        if not execute(path, path, COPY):
-            return 1
+    chosen = {path.name[:2] for path in committed(numbers)} if numbers else stale_ones()
+    if not chosen:
+        print("No notebook is stale.")
+        return 0
+    clean_copy()
+    repository = Repository(COPY)
+    for path in committed(sorted(chosen | makers(chosen))):
+        is_chosen, own = path.name[:2] in chosen, COPY / "notebooks" / path.name
+        if is_chosen or not is_made(path):
+            print(f"\n{path.stem}", flush=True)
+            if not execute_alone(own, path if is_chosen else own):
+                return 1
+        if is_chosen:
+            outcome = tiny.outcome(path.stem, repository.sources(path.stem), COPY)
+            stale.write(stale.tiny_record(path.stem, ROOT), outcome)
     draw_schema(ROOT / "notebooks" / "images" / "distillation.png")
     return 0
 
 
-def clean_copy(keep_artifacts: bool) -> None:
-    """Copy to `COPY` what git tracks or would add."""
+def execute_alone(path: Path, target: Path) -> bool:
+    """`execute` in the copy, where there is nothing but what the notebook is to read."""
+    artifacts, number = COPY / "artifacts", path.name[:2]
+    shutil.rmtree(artifacts, ignore_errors=True)
+    for maker in makers({number}):
+        (folder,) = MADE.glob(f"{maker}_*")
+        shutil.copytree(folder, artifacts / folder.name)
+    if not execute(path, target, COPY):
+        return False
+    if number in set().union(*READS.values()):
+        shutil.rmtree(MADE / path.stem, ignore_errors=True)
+        shutil.move(artifacts / path.stem, MADE / path.stem)
+    return True
+
+
+def stale_ones() -> set[str]:
+    """The numbers of the stale notebooks and of those that read from them; why is printed."""
+    repository, found = Repository(ROOT), set()
+    for path in committed([]):
+        verdict = stale.renew(stale.check(path.stem, repository))
+        stale.show(verdict)
+        found |= {path.name[:2]} if verdict.reasons else set()
+    return with_readers(found)
+
+
+def with_readers(numbers: set[str]) -> set[str]:
+    """The notebooks, and those that take models from them, directly or not."""
+    readers = {number for number, makers in READS.items() if makers & numbers}
+    return numbers if readers <= numbers else with_readers(numbers | readers)
+
+
+def makers(numbers: set[str]) -> set[str]:
+    """The notebooks that these take models from, directly or not."""
+    found = set().union(*(READS.get(number, set()) for number in numbers))
+    return found | makers(found) if found else set()
+
+
+def is_made(path: Path) -> bool:
+    """True if `MADE` holds what the committed run of this notebook has left."""
+    file = MADE / path.stem / "metrics.json"
+    if not file.exists():
+        return False
+    left = json.loads(file.read_text(encoding="utf-8"))
+    committed_record = nbformat.read(path, as_version=4).metadata.get("record")
+    return {key: value for key, value in left.items() if key != "timings"} == committed_record
+
+
+def long_record() -> int:
+    """Make the record of notebook 04 with long_control.yaml, of which it shows a table: an hour."""
+    clean_copy()
+    (path,) = committed(["04"])
+    repository, own = Repository(COPY), COPY / "notebooks" / path.name
+    sources = repository.sources(path.stem)
+    tiny_record = tiny.outcome(path.stem, sources, COPY)["record"]
+    for maker in committed(sorted(makers({"04"}))):
+        if not is_made(maker) and not execute_alone(maker, COPY / "notebooks" / maker.name):
+            return 1
+    file = COPY / "notebooks" / "parameters" / "long_control.yaml"
+    changes = yaml.safe_load(file.read_text(encoding="utf-8"))
+    nbformat.write(parameterize_notebook(nbformat.read(own, as_version=4), changes), own)
+    if not execute_alone(own, own):
+        return 1
+    metadata = nbformat.read(own, as_version=4).metadata
+    made_from = {
+        "notebook": path.stem,
+        "parameters": file.name,
+        "commit": git("rev-parse", "HEAD").strip(),
+        "teacher": record_of(committed(["02"])[0], COPY)["fingerprint"],
+        "sources": stale.of_record(sources, path.stem),
+        "record": tiny_record,
+    }
+    record = {**metadata["record"], "timings": metadata["timings"], "made_from": made_from}
+    stale.write(ROOT / "notebooks" / "records" / "control_320_steps.json", record)
+    return 0
+
+
+def clean_copy() -> None:
+    """Copy to `COPY` what git tracks or would add; what is in `MADE` stays."""
     COPY.mkdir(parents=True, exist_ok=True)
     for old in COPY.iterdir():
-        if not (keep_artifacts and old.name == "artifacts"):
+        if old != MADE:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     done = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True)
@@ -245,16 +296,21 @@ def draw_schema(target: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["tutorial", "regenerate"])
+    parser.add_argument("what", choices=["tutorial", "regenerate", "long-record"])
     parser.add_argument(
         "numbers",
         nargs="*",
         metavar="NN",
-        help="which notebooks, such as 01 03; all by default",
+        help="which notebooks, such as 01 03; by default all, and of the committed ones the stale",
     )
     arguments = parser.parse_args()
     try:
+        if arguments.what == "long-record":
+            return long_record()
         return {"tutorial": tutorial, "regenerate": regenerate}[arguments.what](arguments.numbers)
+    except tiny.TinyRunError as error:
+        print(error)
+        return 1
     except KeyboardInterrupt:
         print(f"\nInterrupted. {GOES_ON}")
         return 130

