@@ -53,7 +53,7 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
         ("FINE_TUNING_EPOCHS", 0.5, "FINE_TUNING_EPOCHS is 0.5"),
         ("FINE_TUNING_LEARNING_RATES", 1e-4, "a list of numbers above 0 and at most 1"),
         ("FINE_TUNING_LEARNING_RATES", [1e-4, 0], "FINE_TUNING_LEARNING_RATES is [0.0001, 0]"),
-        ("TASK_LOSS_WEIGHTS", {"labels": 1}, "names out of ['kl', 'labels', 'mse'] to weights of at least 0, not all 0; kl or"),
+        ("TASK_LOSS_WEIGHTS", {"labels": 1}, "['kl', 'labels', 'mse'] to weights of at least 0, not all 0; kl or"),
         ("TASK_LOSS_WEIGHTS", {"cosine": 1, "kl": 1}, "TASK_LOSS_WEIGHTS is"),
     ],
 )

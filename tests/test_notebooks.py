@@ -152,7 +152,6 @@ def test_runs_on_tiny_data_and_repeats(executed):
         "--nbval-current-env",
         "-p",
         "no:cacheprovider",
-        "-q",
         str(copy),
     ]
     own = {"cwd": copy.parent, "env": tiny.environment()}

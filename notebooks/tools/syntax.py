@@ -100,10 +100,11 @@ class Dump:
 
     Args:
         number_locals: False gives all locals the same name, so that a new one changes no other.
+        messages: False leaves out what is raised, which a run that came to its end did not show.
     """
 
-    def __init__(self, number_locals: bool = True):
-        self.number_locals = number_locals
+    def __init__(self, number_locals: bool = True, messages: bool = True):
+        self.number_locals, self.messages = number_locals, messages
         self.scopes: list[Scope] = []
         self.casts: list = []
 
@@ -185,6 +186,9 @@ class Dump:
     def MatchMapping(self, node):  # noqa: N802
         rest = node.rest and self.name(node.rest)
         return ["MatchMapping", rest, *self.fields(node, leave_out=("rest",))]
+
+    def Raise(self, node):  # noqa: N802
+        return ["Raise", *(self.fields(node) if self.messages else [])]
 
     def Constant(self, node):  # noqa: N802
         value = node.value

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 RELATIVE = 1e-3
 """Of losses: far above what arithmetic does, far below what a change of the code does."""
-FLIPS = 2
-"""How many tokens or texts may be taken for another one, of those that a score counts."""
+FLIPS = 1
+"""How many tokens or texts may be taken for another one, of the fewest that a score counts."""
 ROUNDING = 1e-4
 """Below it, a difference that should be zero is rounding."""
 
@@ -53,13 +53,10 @@ def leaves(value, path: str = "") -> dict[str, object]:
 
 
 def scored(record: dict) -> int:
-    """The fewest tokens or texts that a score of this record counts.
-
-    In 06's, `share_kept` and macro F1 move by more than one text does: at most four times as far.
-    """
+    """The fewest tokens or texts that a score of this record counts."""
     parts = record.get("parts", {})
     counts = [record.get(key) for key in ("valid_masked_tokens", "scored_masked_tokens")]
-    counts += [parts.get(key, 0) // 4 for key in ("valid", "test")]
+    counts += [parts.get(key) for key in ("valid", "test")]
     return min((count for count in counts if count), default=1)
 
 
