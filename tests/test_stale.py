@@ -443,13 +443,13 @@ def test_what_another_processor_changes_of_a_record_passes_and_no_more():
         return differences(old, {**old, key: value})
 
     assert differences(old, json.loads(json.dumps(old))) == []
-    assert changed("student_perplexity", 30.02) == []
-    assert changed("student_perplexity", 30.04) == ["student_perplexity: 30 committed, 30.04 now"]
+    assert changed("student_perplexity", 30.002) == []
+    assert changed("student_perplexity", 30.004) == ["student_perplexity: 30 committed, 30.004 now"]
     assert changed("student_masked_accuracy", 0.5 + 1 / 40) == []
     assert changed("student_masked_accuracy", 0.5 + 2 / 40) == ["student_masked_accuracy: 0.5 committed, 0.55 now"]
     assert changed("largest_logit_difference_bert_base", 9e-5) == []
     assert len(changed("largest_logit_difference_bert_base", 2e-4)) == 1
-    assert changed("validations", [{"loss": 0.8005, "lr": 0.001, "step": 5}]) == []
+    assert changed("validations", [{"loss": 0.80005, "lr": 0.001, "step": 5}]) == []
     assert changed("validations", [{"loss": 0.8, "lr": 0.0010005, "step": 5}]) != []
     assert changed("validations", [{"loss": 0.8, "lr": 0.001, "step": 6}]) != []
     assert changed("validations", []) != []

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-RELATIVE = 1e-3
+RELATIVE = 1e-4
 """Of losses: far above what arithmetic does, far below what a change of the code does."""
 FLIPS = 1
 """How many tokens or texts may be taken for another one, of the fewest that a score counts."""
