@@ -129,17 +129,22 @@ def fit(
 ) -> History:
     """Train a model in place; with a logdir, go on where an earlier run of the same settings stopped there.
 
+    For each batch Catalyst calls the runner's `handle_batch`, then `on_batch_end` of every callback, sorted by its
+    ``order``: the losses and their sum, the check for NaN, backward pass, clipping, optimizer step, schedule. After an
+    epoch it calls `on_epoch_end` of each: checkpoints, history, the state to go on from.
+
     A run that does not come to its end, by an error or an interrupt, leaves the weights as they were before: called
     again, it goes on from the logdir's state, or from the beginning where there is none. A model that a run has
     trained to its end is another one; to call that run again with its logdir, make the model anew.
 
     Args:
         runner: its `handle_batch` runs the model on a batch.
-        model: the model to train; or a dict of models, of which ``"student"`` is trained. All end on the CPU.
+        model: the model to train; or a dict of models, of which ``"student"`` is to_train. All end on the CPU.
         measures: callbacks by name, one of which leaves the sum of the losses as ``loss`` (see `weighted_sum`).
         loaders: dict batches under ``"train"`` and ``"valid"``. The dataset of ``"train"`` has a length, and its rows
             are dicts of numbers or of lists of numbers.
-        epochs: how often the training loader is gone through, at least once; after each, the validation loader.
+        epochs: how often the training loader is gone through, at least once; after each, the validation loader. The
+            loaders here give other rows each time: an epoch is what lies between two validations.
         learning_rate: at the end of the warm-up; see `optimization`.
         seed: of masks and dropout; the order is the loader's.
         engine: where and in which precision to compute.
@@ -165,13 +170,13 @@ def fit(
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: the training loader is gone through once at least.")
     models = model if isinstance(model, dict) else {"student": model}
-    trained = models["student"]
-    optimizer, scheduler = optimization(trained, learning_rate, epochs * len(loaders["train"]))
+    to_train = models["student"]
+    optimizer, scheduler = optimization(to_train, learning_rate, epochs * len(loaders["train"]))
     if logdir is not None:
         own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "keep": keep, **(settings or {})}
-        settings = run_settings(loaders, **own, model=weights_sha256(trained))
+        settings = run_settings(loaders, **own, model=weights_sha256(to_train))
     listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=settings)
-    before = copy.deepcopy(trained.state_dict())
+    before = copy.deepcopy(to_train.state_dict())
     try:
         runner.train(
             engine=engine,
@@ -191,7 +196,7 @@ def fit(
     except BaseException:
         has_ended = runner.need_early_stop or len(listed["history"].validations) == epochs
         if not has_ended:  # what fails after the last step costs no training
-            trained.load_state_dict(before)
+            to_train.load_state_dict(before)
         raise
     finally:
         engine.free_memory()
@@ -199,8 +204,8 @@ def fit(
             for forward in ("forward", "_original_forward"):  # with autocast: accelerate has put it before the class's
                 vars(each).pop(forward, None)
             each.cpu()
-        trained.zero_grad()  # of a step that was not made
-        trained.eval()
+        to_train.zero_grad()  # of a step that was not made
+        to_train.eval()
     return History(listed["history"].steps, listed["history"].validations, listed["checkpoints"].kept)
 
 
