@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from urllib.parse import unquote, urlsplit
-
 import nbformat
 from bs4 import BeautifulSoup
 from jinja2 import pass_context
@@ -21,7 +20,6 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from traitlets.config import Config
-
 import results
 from helpers.catalyst_today.saving import WRITING
 

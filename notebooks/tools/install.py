@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-
 from packaging.requirements import Requirement  # ipykernel requires it, so every kernel has it
 
 try:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-
 import nbformat
-
 from helpers.runs.parameters import PARAMETERS
 from results import rows
 

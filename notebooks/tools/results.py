@@ -6,10 +6,8 @@ import re
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-
 import nbformat
 from matplotlib import pyplot as plt
-
 from helpers import plots
 
 ROOT = Path(__file__).resolve().parents[2]

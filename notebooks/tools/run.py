@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
 import nbformat
 import yaml
 from matplotlib import pyplot as plt
@@ -21,7 +20,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbval.plugin import coalesce_streams
 from papermill.parameterize import parameterize_notebook
-
 import html_report
 import parameter_table
 import setup_cell

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]

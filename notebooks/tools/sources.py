@@ -6,10 +6,8 @@ import ast
 import re
 from functools import cached_property
 from pathlib import Path
-
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
-
 import tiny
 from syntax import Dump, definition, does_nothing, hash_of, is_text, names_of
 

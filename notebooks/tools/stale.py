@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-
 import tiny
 from sources import LISTED, Repository
 from syntax import hash_of

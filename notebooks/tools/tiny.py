@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
 import nbformat
 import yaml
 from nbval.plugin import coalesce_streams
