@@ -237,8 +237,9 @@ class EpochTensorboardLogger(TensorboardLogger):
 
     def _check_loader_key(self, loader_key: str) -> None:
         if loader_key not in self.loggers:
-            folder = str(Path(self.logdir) / loader_key)
-            self.loggers[loader_key] = SummaryWriter(folder, purge_step=self.epochs + 1)
+            folder, suffix = str(Path(self.logdir) / loader_key), f".{time.time_ns()}"
+            # The suffix: else two runs that begin within a second would write to one file.
+            self.loggers[loader_key] = SummaryWriter(folder, purge_step=self.epochs + 1, filename_suffix=suffix)
 
 
 class LiveCurvesCallback(Callback):
