@@ -45,7 +45,7 @@ results: setup  ## write what notebook 06 measured into the README
 bench: .venv/.bench  ## measure speed and memory beside other ways to distil; PARTS="speed reading" for some of it
 	@$(BIN)/python tests/bench/run.py $(PARTS)
 
-bench-report: setup  ## write what make bench measured into the README
+bench-report: setup  ## write what make bench measured into docs/benchmark.md
 	@$(BIN)/python tests/bench/report.py
 
 setup: .venv/.installed  ## only install

@@ -97,6 +97,16 @@ def test_what_has_to_outlive_catalyst_does_not_reach_it(own):
     assert not {name for name in reached if room(name) in ("catalyst_today", "runs")}
 
 
+def test_the_page_on_catalyst_lists_all_that_import_it():
+    page = (ROOT / "docs" / "catalyst_today.md").read_text(encoding="utf-8")
+    listed = {f"helpers.{name.replace('/', '.')}" for name in re.findall(r"^\| `([\w/]+)` \|", page, re.MULTILINE)}
+    importing = {name for name in INSIDE if "catalyst" in imported(name)[1]}
+    assert listed == importing
+    (said,) = re.findall(r"some ([\d,]+) lines", page)
+    lines = sum(len(MODULES[name].read_text(encoding="utf-8").splitlines()) for name in importing)
+    assert abs(lines - int(said.replace(",", ""))) <= 100
+
+
 def test_only_fit_calls_catalysts_train():
     calls = [
         (name, node.lineno)
@@ -120,6 +130,6 @@ def test_the_list_of_rooms_is_one_list():
     listed = re.findall(r"^- `(\w+)`: (.+)$", helpers.__doc__, flags=re.MULTILINE)
     assert [name for name, _ in listed] == FRONT
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## The code") : readme.index("## Catalyst today")]
+    section = readme[readme.index("## The code") :].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \| (.+) \|$", section, flags=re.MULTILINE) == listed
     assert re.findall(r"`helpers/(\w+)/`", section) == BACK

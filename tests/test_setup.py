@@ -264,12 +264,27 @@ def test_what_is_stale_is_run_with_what_reads_from_it_and_finds_what_its_makers_
     assert ran == [("03_three", False, ["02_two"]), ("06_six", True, ["02_two", "03_three"])]
 
 
-def test_readmes_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", read("README.md")) if not link.startswith("http")]
-    assert len(links) >= 5
-    assert not [link for link in links if not (ROOT / link).exists()]
+PAGES = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-def test_readmes_commands_are_make_targets():
+def anchors(page):
+    """The places of a page that a link can lead to: its headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", read(page))
+    links = [(link, place) for link, place in links if not link.startswith("http")]
+    assert links
+    for link, place in links:
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        assert not place or place in anchors(target), place
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_commands_are_make_targets(page):
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)", read("README.md"))) <= targets
+    assert set(re.findall(r"\bmake ([a-z-]+)", read(page))) <= targets
