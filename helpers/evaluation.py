@@ -8,46 +8,59 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from helpers.data import masked_targets
+from helpers.data import IGNORED, masked_targets
 from helpers.losses import kl_div_loss, masked_lm_loss
 from helpers.models import MaskedPositionLM
 
 
 @torch.no_grad()
 def masked_lm_scores(
-    models: dict[str, PreTrainedModel], teacher: PreTrainedModel, loader: DataLoader, engine: Accelerator
+    models: dict[str, PreTrainedModel],
+    teacher: PreTrainedModel,
+    loader: DataLoader,
+    engine: Accelerator,
+    mask_token_id: int,
 ) -> dict[str, dict[str, float]]:
-    """Score masked-LM models, and their teacher, on every masked position of a loader, in the engine's precision.
+    """Score masked-LM models, and their teacher, on every token of a loader that is to be predicted.
+
+    BERT's masking leaves a tenth of these tokens in plain sight and puts a random token in the place of another tenth.
+    Scores are over all of them, as is usual; ``accuracy_at_mask`` is over those that [MASK] hides.
 
     Args:
         models: BERTs or DistilBERTs with their heads, by name, on the CPU; they come back there, in eval mode.
         teacher: the model that they are compared with; it may be among them.
         loader: dict batches with fixed masks, as `masked_lm_loaders` gives for validation.
         engine: where and in which precision to compute.
+        mask_token_id: of [MASK].
 
     Returns:
-        For each name: ``masked_accuracy`` (share of masked tokens that the most probable token names), ``perplexity``
-        (exponential of the mean cross-entropy in nats), ``kl_to_teacher`` (nats a masked token, at temperature 1),
-        ``top5_overlap`` (share of the teacher's five most probable tokens that are among the model's five) and
-        ``masked_tokens``.
+        For each name: ``masked_accuracy`` (share of the tokens that the most probable token names),
+        ``accuracy_at_mask`` (the same where the model reads [MASK]; NaN where it does nowhere), ``perplexity``
+        (exponential of the mean cross-entropy in nats), ``kl_to_teacher`` (nats a token, at temperature 1),
+        ``top5_overlap`` (share of the teacher's five most probable tokens that are among the model's five),
+        ``masked_tokens`` and ``mask_tokens`` (how many there are of both kinds).
 
     Raises:
-        ValueError: nothing is masked in the whole loader.
+        ValueError: nothing is to be predicted in the whole loader.
     """
     teacher_lm = MaskedPositionLM(teacher).to(engine.device).eval()
     students = {name: MaskedPositionLM(model).to(engine.device).eval() for name, model in models.items()}
-    sums = {name: dict.fromkeys(("masked_accuracy", "loss", "kl_to_teacher", "top5_overlap"), 0.0) for name in models}
-    count = 0
+    keys = ("masked_accuracy", "accuracy_at_mask", "loss", "kl_to_teacher", "top5_overlap")
+    sums = {name: dict.fromkeys(keys, 0.0) for name in models}
+    count = hidden_count = 0
     for batch in loader:
         batch = {key: value.to(engine.device) for key, value in batch.items()}
         targets = masked_targets(batch)
-        count += len(targets)
+        hidden = batch["input_ids"][batch["labels"] != IGNORED] == mask_token_id
+        count, hidden_count = count + len(targets), hidden_count + hidden.sum().item()
         with engine.autocast():
             teacher_logits, _ = teacher_lm(**batch)
         for name, student in students.items():
             with engine.autocast():
                 logits, _ = student(**batch)
-            sums[name]["masked_accuracy"] += (logits.argmax(-1) == targets).sum().item()
+            right = logits.argmax(-1) == targets
+            sums[name]["masked_accuracy"] += right.sum().item()
+            sums[name]["accuracy_at_mask"] += right[hidden].sum().item()
             sums[name]["loss"] += masked_lm_loss(logits, targets, count=1).item()
             sums[name]["kl_to_teacher"] += kl_div_loss(logits, teacher_logits, count=1).item()
             sums[name]["top5_overlap"] += top5_overlap(logits, teacher_logits).sum().item()
@@ -57,8 +70,9 @@ def masked_lm_scores(
         raise ValueError("nothing is masked in the loader, so there is nothing to score: the corpus is too small.")
     scores = {name: {key: value / count for key, value in values.items()} for name, values in sums.items()}
     for values in scores.values():
+        values["accuracy_at_mask"] *= count / hidden_count if hidden_count else float("nan")
         values["perplexity"] = float(torch.tensor(values.pop("loss"), dtype=torch.float64).exp())
-        values["masked_tokens"] = count
+        values |= {"masked_tokens": count, "mask_tokens": hidden_count}
     return scores
 
 
@@ -83,7 +97,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 def bootstrap_accuracies(
     correct: dict[str, np.ndarray], resamples: int = 10_000, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Mean accuracies under resampling of texts and seeds (Efron and Tibshirani 1993, chapters 6 and 16).
+    """Mean accuracies under resampling of texts and seeds (Efron and Tibshirani 1993, chapters 6 and 13).
 
     In each resample the texts are drawn with replacement, the same for all names, so that differences between names are
     paired; the seeds of each name are drawn with replacement by themselves.

@@ -214,8 +214,9 @@ def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = 
         layers: ascending indices of the layers that the student keeps. Taking all gives the teacher's logits on single
             texts (see `student_state_dict` for pairs of texts), provided that its LayerNorms have BERT's epsilon of
             1e-12: DistilBERT's cannot have another.
-        weights: ``"teacher"`` copies embeddings, layers and head (the article's initialization); ``"random"`` gives the
-            same shape with BERT's own random initialization, from torch's global seed.
+        weights: ``"teacher"`` copies embeddings, layers and head (the article's initialization); ``"embeddings"`` only
+            embeddings and head; ``"random"`` nothing. What is not copied gets BERT's own random initialization, from
+            torch's global seed.
 
     Returns:
         The student in eval mode, float32, sharing no memory with the teacher. Its config names the layers that it was
@@ -225,11 +226,13 @@ def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = 
         ValueError: layers out of range, repeated, not ascending or none; or unknown `weights`.
     """
     check_layers(layers, teacher.config.num_hidden_layers)
-    if weights not in ("teacher", "random"):
-        raise ValueError(f"weights={weights!r}: choose 'teacher' or 'random'.")
+    if weights not in ("teacher", "embeddings", "random"):
+        raise ValueError(f"weights={weights!r}: choose 'teacher', 'embeddings' or 'random'.")
     student = DistilBertForMaskedLM(student_config(teacher, len(layers)))
+    if weights != "random":
+        copied = student_state_dict(teacher, layers if weights == "teacher" else [])
+        student.load_state_dict(student.state_dict() | copied)
     if weights == "teacher":
-        student.load_state_dict(student_state_dict(teacher, layers))
         student.config.teacher_layers = list(layers)
     return student.eval()
 

@@ -15,6 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 
 TEACHER, STUDENT, NEUTRAL = "#b2521e", "#1f6f8b", "#5f5f5f"
 """One colour for each role in every picture; they differ in lightness too."""
+RANDOM = "#7b4ab0"
 
 
 def ema(values: Sequence[float], alpha: float) -> list[float]:
@@ -160,25 +161,27 @@ def points_with_ranges(
     return ax
 
 
-def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, color: str, filled: bool = True) -> None:
+def box(ax: Axes, x: float, y: float, width: float, height: float, text: str, color: str, filled: bool = True) -> None:
+    """Draw a box with its text, filled with its colour or white."""
     face = color if filled else "white"
     ax.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0,rounding_size=0.08", fc=face, ec=color, lw=1.6))
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", color="white" if filled else "black")
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str = "black") -> None:
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str = "black") -> None:
+    """Draw an arrow from one point to another."""
     ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.4, "shrinkA": 0, "shrinkB": 0})
 
 
 def layer_map(teacher_layers: int, layers: Sequence[int], ax: Axes) -> Axes:
     """Draw which of the teacher's layers becomes which of the student's."""
     for old in range(teacher_layers):
-        _box(ax, old, 1.6, 0.85, 0.7, str(old), TEACHER, filled=old in layers)
+        box(ax, old, 1.6, 0.85, 0.7, str(old), TEACHER, filled=old in layers)
     for new, old in enumerate(layers):
         # The student is drawn centred below the teacher.
         x = new + (teacher_layers - len(layers)) / 2
-        _box(ax, x, 0, 0.85, 0.7, str(new), STUDENT)
-        _arrow(ax, (old + 0.42, 1.58), (x + 0.42, 0.74), NEUTRAL)
+        box(ax, x, 0, 0.85, 0.7, str(new), STUDENT)
+        arrow(ax, (old + 0.42, 1.58), (x + 0.42, 0.74), NEUTRAL)
     ax.text(-0.3, 1.95, "teacher", ha="right", va="center", color=TEACHER, weight="bold")
     ax.text(-0.3, 0.35, "student", ha="right", va="center", color=STUDENT, weight="bold")
     ax.set(xlim=(-2.2, teacher_layers), ylim=(-0.1, 2.4))
@@ -188,24 +191,49 @@ def layer_map(teacher_layers: int, layers: Sequence[int], ax: Axes) -> Axes:
     return ax
 
 
-def distillation_schema(teacher_layers: int, student_layers: int, ax: Axes) -> Axes:
-    """Draw where each loss of the distillation is taken."""
-    _box(ax, 2.8, 0, 4.4, 0.7, "masked tokens, a dict batch", NEUTRAL)
-    for x, name, count, color in ((0, "teacher", teacher_layers, TEACHER), (6, "student", student_layers, STUDENT)):
-        note = "frozen" if name == "teacher" else "trained"
-        _box(ax, x, 1.5, 4, 1.2, f"{name}: {count} layers\n{note}", color)
-        _box(ax, x, 3.4, 4, 0.7, "last hidden states", color, filled=False)
-        _box(ax, x, 4.8, 4, 0.7, "logits at masked positions", color, filled=False)
-        _arrow(ax, (5, 0.7), (x + 2, 1.48))
-        _arrow(ax, (x + 2, 2.7), (x + 2, 3.38))
-        _arrow(ax, (x + 2, 4.1), (x + 2, 4.78))
-    for y, label in ((3.75, "cosine"), (5.15, "KL")):
-        ax.annotate("", (5.98, y), (4.02, y), arrowprops={"arrowstyle": "<|-|>", "color": "black", "lw": 1.4})
-        ax.text(5, y + 0.14, label, ha="center", va="bottom", weight="bold")
-    _box(ax, 10.9, 4.8, 2.4, 0.7, "hidden tokens", NEUTRAL)
-    ax.annotate("", (10.88, 5.15), (10.02, 5.15), arrowprops={"arrowstyle": "<|-|>", "color": "black", "lw": 1.4})
-    ax.text(10.45, 5.29, "MLM", ha="center", va="bottom", weight="bold")
-    ax.set(xlim=(-0.1, 13.4), ylim=(-0.1, 5.9))
+def word_bars(words: Sequence[str], probabilities: dict[str, Sequence[float]], title: str, ax: Axes) -> Axes:
+    """Draw, for each word from the top, one bar a model with its probability written at the end.
+
+    Args:
+        words: the words.
+        probabilities: for each model's name, a number from 0 to 1 for each word.
+        title: what is predicted.
+        ax: where to draw.
+    """
+    height = 0.8 / len(probabilities)
+    for i, (name, values) in enumerate(probabilities.items()):
+        color = TEACHER if "teacher" in name else STUDENT if "student" in name else NEUTRAL
+        style = {"color": color, "alpha": 0.45 if "before" in name else 1, "label": name}
+        bars = ax.barh([row + i * height for row in range(len(words))], values, 0.9 * height, **style)
+        ax.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=8)
+    ax.set_yticks([row + 0.4 - height / 2 for row in range(len(words))], list(words))
+    ax.yaxis.set_inverted(True)
+    ax.margins(x=0.12)
+    ax.set(title=title, xlabel="probability")
+    if len(probabilities) > 1:
+        ax.legend(fontsize="small")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def masked_row(original: Sequence[str], read: Sequence[str], picked: Sequence[bool], mask: str, ax: Axes) -> Axes:
+    """Draw a row of tokens in lines of ten: what the model reads, in boxes; above a picked one, what it was.
+
+    Args:
+        original, read: the tokens before and after masking.
+        picked: which of them are to be predicted: hidden by `mask` in one colour, random in another, kept in a third.
+        mask: the token that hides.
+        ax: where to draw.
+    """
+    for i, (was, token) in enumerate(zip(original, read, strict=True)):
+        x, y, color = 1.5 * (i % 10), -1.9 * (i // 10), NEUTRAL
+        if picked[i]:
+            color = TEACHER if token == mask else STUDENT if token == was else RANDOM
+            was = was if was.isalnum() else f"“{was}”"  # or a full stop would be a speck
+            ax.text(x + 0.7, y + 0.95, was, ha="center", va="center", color=color, weight="bold")
+        box(ax, x, y, 1.4, 0.65, token, color, filled=picked[i])
+    lines = (len(read) - 1) // 10
+    ax.set(xlim=(-0.1, 15.1), ylim=(-1.9 * lines - 0.2, 1.3))
     ax.set_aspect("equal")
     ax.axis("off")
     return ax

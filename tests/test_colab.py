@@ -23,14 +23,15 @@ import setup_cell
 from sources import Repository
 
 HERE = "Set-up: the helpers are here.\n"
-WHAT_TO_SET = "Set-up: set DISTILLATION_REPOSITORY (by %env) to the repository's address."
+WHAT_TO_SET = "Set-up: set DISTILLATION_REPOSITORY (%env) to the repository's address."
 
 
 @pytest.mark.parametrize("path", run.committed([]), ids=lambda path: path.stem)
 def test_set_up_cell_and_badges_agree_with_the_address(path):
     notebook = nbformat.read(path, as_version=4)
-    assert [cell.metadata.get("tags") for cell in notebook.cells].index(["setup"]) == 1
     assert notebook.cells[1].source == setup_cell.source()
+    assert notebook.cells[1].metadata == setup_cell.FOLDED
+    assert len(setup_cell.source().splitlines()) <= 16
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"<!-- badges -->{setup_cell.badges(path.name)}<!-- /badges -->" in readme
     assert setup_cell.with_badges(readme) == readme
@@ -68,9 +69,9 @@ def run_cell(folder, *options):
     )
 
 
-def test_set_up_cell_prints_one_line_where_the_helpers_are(tmp_path):
+def test_set_up_cell_does_nothing_where_the_helpers_are(tmp_path):
     done = run_cell(tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, HERE, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
 
 

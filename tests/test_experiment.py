@@ -188,9 +188,10 @@ def test_scores_against_counts_by_hand(tiny, sentences, engine):
     teacher, tokenizer = tiny
     student = models.extract_student(teacher, [0, 3])
     loader = experiment.masked_lm_loaders(sentences, tokenizer, max_length=16, batch_size=5, valid_masks=10**6)["valid"]
-    both = evaluation.masked_lm_scores({"student": student, "teacher": teacher}, teacher, loader, engine)
+    mask = tokenizer.mask_token_id
+    both = evaluation.masked_lm_scores({"student": student, "teacher": teacher}, teacher, loader, engine, mask)
     scores, own = both["student"], both["teacher"]
-    right = overlap = nats = divergence = count = 0
+    right = overlap = nats = divergence = count = right_at_mask = count_at_mask = 0
     for batch in loader:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         with torch.no_grad():
@@ -199,11 +200,16 @@ def test_scores_against_counts_by_hand(tiny, sentences, engine):
             s, t, target = ours[row, column], theirs[row, column], batch["labels"][row, column].item()
             count += 1
             right += s.argmax().item() == target
+            if batch["input_ids"][row, column] == mask:
+                count_at_mask += 1
+                right_at_mask += s.argmax().item() == target
             nats -= s[target].item()
             divergence += (t.exp() * (t - s)).sum().item()
             overlap += len(set(s.topk(5).indices.tolist()) & set(t.topk(5).indices.tolist())) / 5
     assert scores["masked_tokens"] == count
+    assert scores["mask_tokens"] == count_at_mask < count
     assert scores["masked_accuracy"] == pytest.approx(right / count)
+    assert scores["accuracy_at_mask"] == pytest.approx(right_at_mask / count_at_mask)
     assert scores["top5_overlap"] == pytest.approx(overlap / count)
     assert scores["kl_to_teacher"] == pytest.approx(divergence / count, rel=1e-4)
     assert scores["perplexity"] == pytest.approx(torch.tensor(nats / count).exp().item(), rel=1e-4)

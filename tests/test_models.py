@@ -66,7 +66,7 @@ def test_extraction_refuses_layers(tiny, layers, message):
 
 
 def test_extraction_refuses_unknown_weights(tiny):
-    with pytest.raises(ValueError, match="'teacher' or 'random'"):
+    with pytest.raises(ValueError, match="'teacher', 'embeddings' or 'random'"):
         models.extract_student(tiny[0], [0], weights="zeros")
 
 
@@ -136,6 +136,18 @@ def test_student_shares_no_memory_and_random_weights_are_new(tiny):
     same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(one.distilbert.embeddings.word_embeddings.weight, before)
+
+
+def test_with_the_embeddings_alone_the_layers_are_random_and_all_else_is_the_teachers(tiny):
+    teacher, _ = tiny
+    copied = models.extract_student(teacher, [0, 3]).state_dict()
+    torch.manual_seed(5)
+    student = models.extract_student(teacher, [0, 3], weights="embeddings")
+    torch.manual_seed(5)
+    random = models.extract_student(teacher, [0, 3], weights="random").state_dict()
+    for name, weight in student.state_dict().items():
+        assert torch.equal(weight, (random if ".transformer." in name else copied)[name]), name
+    assert not hasattr(student.config, "teacher_layers")
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])

@@ -1,5 +1,6 @@
 """The notebooks as tests: run on tiny data by papermill, run again by nbval, and the committed ones looked through."""
 
+import base64
 import json
 import re
 import shutil
@@ -10,10 +11,12 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from matplotlib.testing.compare import compare_images
 
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import drawings
 import run
 import stale
 import tiny
@@ -30,10 +33,18 @@ def executed(request):
     return request.param, tiny.folder_of(request.param) / "copy.ipynb", outcome["record"]
 
 
+def check_00(record):
+    assert len(record["losses"]) == 60
+    assert record["losses"][-1] < 0.7 * record["losses"][0]
+    assert record["kl_after"] < 0.7 * record["kl_before"]
+    assert record["parameters_million"]["student after"] < record["parameters_million"]["teacher"]
+
+
 def check_01(record):
     assert record["texts"] == record["different_texts"] == 52
     assert 0 < record["masked_share"] < 0.4
     assert record["padding_share"]["packed, 16"] < 0.2
+    assert 0 < record["pairs_across_texts"] < record["blocks_of_several_texts"] <= 1
     assert record["share_never_read"]["packed, 16"] == 0 < record["share_never_read"]["one text a row, 16"]
 
 
@@ -133,6 +144,7 @@ def test_a_long_record_is_marked_just_as_long_as_its_teacher_is_not_notebook_02s
 def test_runs_on_tiny_data_and_repeats(executed):
     name, copy, first = executed
     checks = {
+        "00": check_00,
         "01": check_01,
         "02": check_02,
         "03": check_03,
@@ -198,8 +210,9 @@ MACHINE = re.compile(r"[^\"\s]*(?:/root|/home|/Users|/work|/tmp|site-packages|\.
 
 def test_committed_notebook_names_no_machine(committed):
     for cell in committed.cells:
+        cell.pop("attachments", None)  # base64 holds any text by chance
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop("image/png", None)  # base64 holds any text by chance
+            output.get("data", {}).pop("image/png", None)
     assert not MACHINE.findall(json.dumps(committed))
 
 
@@ -225,3 +238,37 @@ def test_committed_notebook_is_built_as_a_notebook_should_be(committed):
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 assert output.metadata["image/png"]["alt"]
+
+
+@pytest.mark.parametrize("path", PATHS[:-1], ids=NAMES[:-1])
+def test_a_notebook_leads_to_the_next(path):
+    following = PATHS[PATHS.index(path) + 1].name
+    assert any(f"Next: [{following[:2]} " in cell.source and f"({following})" in cell.source for cell in read(path))
+
+
+@pytest.mark.parametrize("path", PATHS[:4], ids=NAMES[:4])
+def test_a_reader_of_the_first_notebooks_gets_a_sentence_after_three_cells_of_code_at_most(path):
+    kinds = "".join(cell.cell_type[0] for cell in read(path))
+    assert "cccc" not in kinds.replace("c", "", 1)  # the set-up cell is folded
+
+
+def test_the_drawings_are_those_that_the_code_draws(tmp_path):
+    for name in drawings.DRAWINGS:
+        drawings.draw(name, tmp_path / f"{name}.png")
+        assert compare_images(ROOT / "notebooks" / "images" / f"{name}.png", tmp_path / f"{name}.png", tol=1) is None
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_each_drawing_is_embedded_where_it_is_named_and_described(path):
+    for cell in read(path):
+        shown = drawings.NAMED.findall(cell.source)
+        assert cell.source.count("](attachment:") == len(shown)
+        assert set(cell.get("attachments", {})) == {f"{name}.png" for _, name in shown}
+        for alt, name in shown:
+            assert len(alt) > 20
+            embedded = base64.b64decode(cell.attachments[f"{name}.png"]["image/png"])
+            assert embedded == (ROOT / "notebooks" / "images" / f"{name}.png").read_bytes(), "run drawings.py"
+
+
+def read(path):
+    return nbformat.read(path, as_version=4).cells

@@ -12,6 +12,7 @@ from bs4 import BeautifulSoup
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import drawings
 import html_report
 import run
 
@@ -58,9 +59,11 @@ def test_the_pages_ask_nothing_of_a_network(pages):
 
 def test_every_picture_of_a_notebook_is_in_its_page_with_its_text(pages):
     for stem, notebook in NOTEBOOKS.items():
-        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        made = [output for output in outputs if "image/png" in output.get("data", {})]
-        alts = [output.metadata["image/png"]["alt"] for output in made]
+        alts = []
+        for cell in notebook.cells:
+            alts += [alt for alt, _ in drawings.NAMED.findall(cell.source)]
+            made = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+            alts += [output.metadata["image/png"]["alt"] for output in made]
         assert [image["alt"] for image in pages[f"{stem}.html"].select("img")] == alts
     shown = [image["alt"] for image in pages["index.html"].select("img")]
     assert len(shown) == 1 + len(html_report.RESULTS)  # the schema, and a picture beside each table
@@ -88,6 +91,7 @@ def test_the_front_page_says_what_the_records_say(pages):
     cells = [cell.text for cell in student.select("tr")[-1].select("td")]
     record = NOTEBOOKS["03_runner"].metadata["record"]
     assert cells[1:] == [
+        f"{record['student_accuracy_at_mask']:.1%}",
         f"{record['student_masked_accuracy']:.1%}",
         f"{record['student_perplexity']:.1f}",
         f"{record['top5_overlap_after']:.2f}",

@@ -95,6 +95,11 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "CORPUS": Parameter(*text, "the texts of the distillation: a CSV file, or `bundled`, the packaged IMDb reviews"),
     "TEXT_FIELD": Parameter(*text, "the column of CORPUS that holds the text"),
+    "SENTENCE": Parameter(
+        lambda value: isinstance(value, str) and value.count("[MASK]") == 1,
+        "a sentence with one [MASK]",
+        "the sentence whose [MASK] teacher and student fill in before your eyes",
+    ),
     "MAX_LENGTH": Parameter(*whole(3), "tokens in a block, [CLS] and [SEP] included; at most what the teacher takes"),
     "BATCH_SIZE": Parameter(*whole(1), "blocks in a batch of the distillation, of all processes together"),
     "TEACHER_STEPS": Parameter(*whole(1), "optimizer steps that train a teacher's missing masked-LM head"),

@@ -32,7 +32,7 @@ OPENING = f"""# {TITLE}
 
 The notebooks as they ran here, and what they measured.
 
-![Teacher and student read the same masked tokens; three losses join them](images/distillation.png)
+![Teacher and student read one sentence; a loss compares their probabilities](images/idea.png)
 """
 STYLE = """
 * { box-sizing: border-box; }
@@ -245,13 +245,7 @@ def result(
         table: from the notebook's metadata, with its record, to Markdown.
         picture: how the text alternative of the picture begins.
     """
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = {
-        output.metadata["image/png"]["alt"]: output.data["image/png"]
-        for output in outputs
-        if "image/png" in output.get("data", {})
-    }
-    (alt,) = [alt for alt in pictures if alt.startswith(picture)]
+    alt, png = results.picture(notebook, picture)
     text = [
         f"## {heading}",
         table(notebook.metadata),
@@ -259,24 +253,12 @@ def result(
         f"From [{title(notebook)}]({stem}.ipynb).",
     ]
     cell = nbformat.v4.new_markdown_cell("\n\n".join(text))
-    cell.attachments = {"result.png": {"image/png": pictures[alt]}}
+    cell.attachments = {"result.png": {"image/png": png}}
     return cell
 
 
 def student_table(metadata: dict) -> str:
-    record = metadata["record"]
-    lines = [["", "masked-token accuracy", "perplexity", "top-5 overlap with the teacher"]]
-    overlaps = {
-        "teacher": 1.0,
-        "extracted": record["top5_overlap_before"],
-        "student": record["top5_overlap_after"],
-    }
-    names = {"extracted": "student, extracted", "student": "student, distilled"}
-    for name, overlap in overlaps.items():
-        accuracy, perplexity = record[f"{name}_masked_accuracy"], record[f"{name}_perplexity"]
-        shown = [f"{accuracy:.1%}", f"{perplexity:.1f}", f"{overlap:.2f}"]
-        lines.append([names.get(name, name), *shown])
-    return results.rows(*lines)
+    return results.masked_lm_table(metadata["record"])
 
 
 def control_table(metadata: dict) -> str:
@@ -306,7 +288,7 @@ RESULTS = {
     "03_runner": (
         "What the student has learned",
         student_table,
-        "Bars: accuracy and top-5 overlap",
+        results.GUESSES,
     ),
     "04_loss_callbacks": ("What the teacher adds", control_table, "Points of seven mixes"),
     "06_sentiment_evaluation": (

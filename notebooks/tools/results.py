@@ -1,7 +1,8 @@
-"""Write what notebook 06 measured into README.md: `make results`."""
+"""Write what notebooks 03 and 06 measured into README.md: `make results`."""
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ from matplotlib import pyplot as plt
 from helpers import plots
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "notebooks" / "06_sentiment_evaluation.ipynb"
 README = ROOT / "README.md"
 IMAGES = ROOT / "notebooks" / "images"
-BETWEEN = re.compile(r"(?<=<!-- sentiment -->\n).*?(?=<!-- /sentiment -->)", re.DOTALL)
+GUESSES = "Bars at three masks"
+"""How the text alternative of notebook 03's picture begins that README shows."""
 WAYS = ("one at a time", "32 at a time")
 
 
@@ -42,33 +43,70 @@ def table(record: dict, timings: dict) -> str:
     return rows(*lines)
 
 
-def section(record: dict, timings: dict) -> str:
-    """What stands in the README between the two marks."""
+def gain(record: dict, timings: dict) -> str:
+    """README's first figures: the student that was also taught the task, beside its teacher."""
+    teacher, student = (record["contenders"][name] for name in ("teacher", "distilled_task"))
+    low, kept, high = student["share_kept"]
+    milliseconds = timings["milliseconds"]
+    ours, theirs = (milliseconds[name][WAYS[0]] for name in ("distilled_task", "teacher"))
+    return (
+        f"\n> On a sentiment task, a student of 3 layers is right in "
+        f"**{mean(student['test_accuracy']):.1%}** of {record['parts']['test']:,} test sentences; "
+        f"its teacher of 6 layers in {mean(teacher['test_accuracy']):.1%}. The student keeps "
+        f"**{kept:.1%} of the teacher's accuracy (95 % interval: {low:.1%} to {high:.1%})** with "
+        f"{student['parameters'] / 1e6:.1f} instead of {teacher['parameters'] / 1e6:.1f} million "
+        f"parameters, and it needs {ours:.1f} instead of {theirs:.1f} milliseconds a sentence on "
+        "two CPU cores.\n\n"
+    )
+
+
+def masked_lm_table(record: dict) -> str:
+    """Notebook 03's teacher, and its student before and after the distillation."""
+    lines = [["", "accuracy at [MASK]", "accuracy over all predicted tokens", "perplexity"]]
+    lines[0] += ["top-5 overlap with the teacher"]
+    overlaps = {
+        "teacher": 1.0,
+        "extracted": record["top5_overlap_before"],
+        "student": record["top5_overlap_after"],
+    }
+    names = {"extracted": "student, extracted", "student": "student, distilled"}
+    for name, overlap in overlaps.items():
+        shares = [record[f"{name}_{key}"] for key in ("accuracy_at_mask", "masked_accuracy")]
+        shown = [f"{share:.1%}" for share in shares]
+        shown += [f"{record[f'{name}_perplexity']:.1f}", f"{overlap:.2f}"]
+        lines.append([names.get(name, name), *shown])
+    return rows(*lines)
+
+
+def task(record: dict, timings: dict) -> str:
+    """Notebook 06's contenders."""
     parts = record["parts"]
     said = (
         f"{parts['train']:,} labelled texts to train on, {parts['test']:,} to test with, "
         f"{len(record['parameters']['SEEDS'])} seeds: mean ± standard deviation; in brackets, 95 % "
         "intervals of a paired bootstrap over texts and seeds."
     )
-    pictures = [
-        "![Validation accuracy by step, for each contender](notebooks/images/sentiment_curves.png)",
-        "![Test accuracy against milliseconds a text](notebooks/images/sentiment_cost.png)",
-    ]
-    return "\n" + "\n\n".join([said, table(record, timings), *pictures]) + "\n\n"
+    picture = "![Test accuracy against milliseconds a text](notebooks/images/sentiment_cost.png)"
+    return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
 
 
-def curves(record: dict) -> plt.Figure:
-    """Validation accuracy by step: those taught by labels, and those taught by the teachers."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4), sharey=True, layout="constrained")
-    groups = {False: "on labels", True: "on the teachers' logits"}
-    for ax, (is_task, title) in zip(axes, groups.items(), strict=True):
-        runs = {
-            name: [(values["valid_steps"], accuracy) for accuracy in values["valid_accuracy"]]
-            for name, values in record["contenders"].items()
-            if name.endswith("_task") == is_task
-        }
-        plots.seed_curves(runs, f"Validation accuracy, {title}; EMA, alpha = 0.7", ax, 0.7)
-    return figure
+def metadata(stem: str) -> dict:
+    """Of a committed notebook: its record, and its timings."""
+    return nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).metadata
+
+
+def sections() -> dict[str, str]:
+    """What stands in the README between `<!-- name -->` and `<!-- /name -->`."""
+    student, sentiment = metadata("03_runner"), metadata("06_sentiment_evaluation")
+    return {
+        "gain": gain(sentiment["record"], sentiment["timings"]),
+        "masked-lm": f"\n{masked_lm_table(student['record'])}\n\n",
+        "sentiment": task(sentiment["record"], sentiment["timings"]),
+    }
+
+
+def between(name: str) -> re.Pattern:
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
 
 
 def cost(record: dict, timings: dict) -> plt.Figure:
@@ -84,18 +122,31 @@ def cost(record: dict, timings: dict) -> plt.Figure:
     return figure
 
 
+def picture(notebook: nbformat.NotebookNode, alt: str) -> tuple[str, str]:
+    """The picture whose text alternative begins so: the whole alternative, and a PNG in base64."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    found = {
+        output.metadata["image/png"]["alt"]: output.data["image/png"]
+        for output in outputs
+        if "image/png" in output.get("data", {})
+    }
+    (name,) = [each for each in found if each.startswith(alt)]
+    return name, found[name]
+
+
 def main() -> None:
-    metadata = nbformat.read(NOTEBOOK, as_version=4).metadata
-    record, timings = metadata["record"], metadata["timings"]
-    text = section(record, timings)
-    readme, found = BETWEEN.subn(lambda _: text, README.read_text(encoding="utf-8"))
-    if found != 1:
-        marks = "<!-- sentiment --> and <!-- /sentiment --> on lines of their own"
-        sys.exit(f"README.md has no place for the results: {marks}.")
+    readme = README.read_text(encoding="utf-8")
+    for name, text in sections().items():
+        readme, found = between(name).subn(lambda _, text=text: text, readme)
+        if found != 1:
+            marks = f"<!-- {name} --> and <!-- /{name} --> on lines of their own"
+            sys.exit(f"README.md has no place for the results: {marks}.")
     README.write_text(readme, encoding="utf-8")
-    figures = {"sentiment_curves": curves(record), "sentiment_cost": cost(record, timings)}
-    for name, figure in figures.items():
-        figure.savefig(IMAGES / f"{name}.png", dpi=100, facecolor="white")
+    sentiment = metadata("06_sentiment_evaluation")
+    figure = cost(sentiment["record"], sentiment["timings"])
+    figure.savefig(IMAGES / "sentiment_cost.png", dpi=100, facecolor="white")
+    runner = nbformat.read(ROOT / "notebooks" / "03_runner.ipynb", as_version=4)
+    (IMAGES / "guesses.png").write_bytes(base64.b64decode(picture(runner, GUESSES)[1]))
 
 
 if __name__ == "__main__":

@@ -15,18 +15,17 @@ import time
 from pathlib import Path
 import nbformat
 import yaml
-from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbval.plugin import coalesce_streams
 from papermill.parameterize import parameterize_notebook
+import drawings
 import html_report
 import parameter_table
 import setup_cell
 import stale
 import tiny
 from helpers.catalyst_today.provenance import git
-from helpers.plots import distillation_schema
 from sources import Repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +174,7 @@ def regenerate(numbers: list[str]) -> int:
     """
     setup_cell.write()
     parameter_table.write()
+    drawings.write()
     chosen = {path.name[:2] for path in committed(numbers)} if numbers else stale_ones()
     if not chosen:
         print("No notebook is stale.")
@@ -190,7 +190,6 @@ def regenerate(numbers: list[str]) -> int:
         if is_chosen:
             outcome = tiny.outcome(path.stem, repository.sources(path.stem), COPY)
             stale.write(stale.tiny_record(path.stem, ROOT), outcome)
-    draw_schema(ROOT / "notebooks" / "images" / "distillation.png")
     return 0
 
 
@@ -282,14 +281,6 @@ def clean_copy() -> None:
         if name and (ROOT / name).is_file():
             (COPY / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, COPY / name)
-
-
-def draw_schema(target: Path) -> None:
-    """The README's picture: the article's case, twelve layers to six."""
-    figure, ax = plt.subplots(figsize=(10, 4.4))
-    distillation_schema(12, 6, ax)
-    target.parent.mkdir(exist_ok=True)
-    figure.savefig(target, dpi=120, bbox_inches="tight", facecolor="white")
 
 
 def main() -> int:

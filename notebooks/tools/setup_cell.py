@@ -12,26 +12,24 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = """\
+# @title Set-up: installs the helpers on Colab; does nothing where they are installed
 import importlib.util
 import os
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
-if importlib.util.find_spec("helpers"):
-    print("Set-up: the helpers are here.")
-else:  # Colab, or another machine where this notebook is all there is
-    here, clone = Path("..").resolve(), Path("bert-distillation-catalyst").resolve()
-    if (here / "notebooks" / "tools" / "install.py").is_file():
-        clone = here  # the repository, not installed yet
-    elif not (clone / "notebooks" / "tools" / "install.py").is_file():
-        address = "{address}"
-        address = os.environ.get("DISTILLATION_REPOSITORY", address)
-        if "/OWNER/" in address:
-            sys.exit("Set-up: set DISTILLATION_REPOSITORY (by %env) to the repository's address.")
-        subprocess.run(["git", "clone", "--depth=1", address, clone], check=True)
-    runpy.run_path(str(clone / "notebooks" / "tools" / "install.py"), run_name="__main__")"""
+if not importlib.util.find_spec("helpers"):
+    address = "{address}"
+    address = os.environ.get("DISTILLATION_REPOSITORY", address)
+    folder = Path("..") if Path("tools/install.py").exists() else Path("bert-distillation-catalyst")
+    if not folder.exists() and "/OWNER/" in address:
+        raise SystemExit("Set-up: set DISTILLATION_REPOSITORY (%env) to the repository's address.")
+    if not folder.exists():
+        subprocess.run(["git", "clone", "--depth=1", address, str(folder)], check=True)
+    runpy.run_path(str(folder / "notebooks" / "tools" / "install.py"), run_name="__main__")"""
+FOLDED = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
+"""The cell's metadata: Colab shows its title alone, JupyterLab a dot that unfolds it."""
 GITHUB = "https://github.com/"
 BADGES = re.compile(r"(\(notebooks/(\w+\.ipynb)\).*<!-- badges -->).*(<!-- /badges -->)")
 
@@ -51,7 +49,12 @@ def source() -> str:
 
 
 def badges(notebook: str) -> str:
-    """Markdown that opens a notebook, by its file's name, in Colab and on Binder."""
+    """Markdown that opens a notebook, by its file's name, in Colab and on Binder.
+
+    Nothing while the address is the placeholder: such links lead nowhere.
+    """
+    if "/OWNER/" in repository():
+        return ""
     name = repository().removeprefix(GITHUB)
     colab = "https://colab.research.google.com"
     binder = "https://mybinder.org"
@@ -72,9 +75,9 @@ def with_setup_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook with the set-up cell after its title."""
     cell = notebook.cells[1]
     if "setup" not in cell.metadata.get("tags", []):
-        cell = nbformat.v4.new_code_cell(id="setup", metadata={"tags": ["setup"]})
+        cell = nbformat.v4.new_code_cell(id="setup")
         notebook.cells.insert(1, cell)
-    cell.source = source()
+    cell.source, cell.metadata = source(), dict(FOLDED)
     return notebook
 
 

@@ -68,7 +68,8 @@ def main(job: dict) -> None:
     # AdamW's two float32 states, made in the first step, belong to what is held all along.
     result = {"peak_memory_mb": made[0].peak_mb - 8 * trainable / 1e6}
     if "steps" in job:
-        result |= masked_lm_scores({"student": student}, teacher, loaders["valid"], Engine())["student"]
+        students, mask = {"student": student}, tokenizer.mask_token_id
+        result |= masked_lm_scores(students, teacher, loaders["valid"], Engine(), mask)["student"]
     else:
         result |= {"matrix_seconds": matrix_seconds(products, job["product_seconds"]), "matrix_flop": products.flop()}
     answer(result)

@@ -1,0 +1,322 @@
+"""The drawings that the notebooks' texts show: drawn to notebooks/images, embedded as attachments.
+
+`make notebooks` calls this; by itself: `python notebooks/tools/drawings.py`. A text cell names one
+as `![what it shows](attachment:name.png)`. As an attachment it is there on Colab too, where a
+notebook comes without the files beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from pathlib import Path
+import nbformat
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyBboxPatch
+from helpers.plots import NEUTRAL, STUDENT, TEACHER, arrow, box
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMED = re.compile(r"!\[([^\]]+)\]\(attachment:(\w+)\.png\)")
+PICKED, SOFT = "#7b4ab0", "#e9e9e9"
+TOUR = {
+    "00": "by hand",
+    "01": "batches",
+    "02": "student",
+    "03": "runner",
+    "04": "losses",
+    "05": "launch",
+    "06": "the task",
+    "08": "grids",
+}
+
+
+def canvas(width: float, height: float, scale: float = 0.75) -> Axes:
+    """An empty drawing, one unit being the same in both directions."""
+    _, ax = plt.subplots(figsize=(scale * width, scale * height))
+    ax.set(xlim=(0, width), ylim=(0, height))
+    ax.set_aspect("equal")
+    ax.axis("off")
+    ax.set_position((0, 0, 1, 1))
+    return ax
+
+
+def label(ax: Axes, x: float, y: float, text: str, color: str = "black", **style) -> None:
+    style = {"ha": "center", "va": "center", "color": color} | style
+    ax.text(x, y, text, **style)
+
+
+def frame(ax: Axes, x: float, y: float, width: float, height: float, text: str) -> None:
+    """A large empty box with its name in the upper left corner."""
+    style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "white", "ec": NEUTRAL, "lw": 1.2}
+    ax.add_patch(FancyBboxPatch((x, y), width, height, **style))
+    label(ax, x + 0.2, y + height - 0.32, text, NEUTRAL, ha="left", weight="bold")
+
+
+def small_bars(ax: Axes, x: float, y: float, values: dict[str, float], color: str) -> None:
+    """Probabilities of words as bars from left to right, without a scale."""
+    for i, (word, value) in enumerate(values.items()):
+        bottom = y - 0.42 * i
+        ax.barh(bottom, 3.2 * value, 0.3, left=x, color=color)
+        label(ax, x - 0.12, bottom, word, ha="right", fontsize=10)
+
+
+def idea() -> Axes:
+    ax = canvas(14, 6.9)
+    box(ax, 4.2, 0.1, 5.6, 0.8, "It is a very [MASK] film.", NEUTRAL)
+    box(ax, 1.2, 1.8, 4.4, 1.5, "teacher\nlarge, already trained,\nstays as it is", TEACHER)
+    box(ax, 8.4, 2.0, 4.4, 1.1, "student\nsmall, learns", STUDENT)
+    arrow(ax, (6.2, 0.9), (3.6, 1.78))
+    arrow(ax, (7.8, 0.9), (10.4, 1.98))
+    teacher = {"good": 0.62, "great": 0.42, "bad": 0.3, "film": 0.06}
+    student = {"good": 0.36, "great": 0.12, "bad": 0.2, "film": 0.3}
+    for x, values, color in ((2.4, teacher, TEACHER), (9.6, student, STUDENT)):
+        small_bars(ax, x, 5.4, values, color)
+        arrow(ax, (x + 1, 3.3 if color == TEACHER else 3.1), (x + 1, 3.85))
+    label(ax, 3.4, 6.25, "the teacher's probabilities", TEACHER, weight="bold")
+    label(ax, 10.6, 6.25, "the student's probabilities", STUDENT, weight="bold")
+    ax.annotate("", (8.3, 4.8), (5.4, 4.8), arrowprops={"arrowstyle": "<|-|>", "lw": 1.6})
+    label(ax, 6.85, 5.2, "loss: how far apart?", weight="bold")
+    style = {"arrowstyle": "-|>", "lw": 1.4, "ls": "--", "color": STUDENT}
+    ax.annotate("", (8.35, 2.6), (6.85, 4.6), arrowprops=style)
+    label(ax, 6.55, 3.4, "gradient", STUDENT, ha="right", style="italic")
+    return ax
+
+
+def tour(here: str) -> Axes:
+    """The notebooks in a row; `here` is filled."""
+    ax = canvas(2 * len(TOUR), 1.3, 0.55)
+    for i, (number, name) in enumerate(TOUR.items()):
+        color = STUDENT if number == here else NEUTRAL
+        box(ax, 2 * i + 0.1, 0.15, 1.6, 1, f"{number}\n{name}", color, filled=number == here)
+        if i:
+            arrow(ax, (2 * i - 0.28, 0.65), (2 * i + 0.08, 0.65), NEUTRAL)
+    return ax
+
+
+def blocks() -> Axes:
+    ax = canvas(15, 8)
+    colors = ["#c98a5e", "#6fa3b5", "#a58bc4"]
+    texts = [("text 1", 3), ("text 2", 5), ("text 3", 4)]
+    x = 0.4
+    label(ax, 0.4, 7.55, "1. The texts, as token numbers", ha="left", weight="bold")
+    for (name, count), color in zip(texts, colors, strict=True):
+        box(ax, x, 6.45, 0.9 * count, 0.7, name, color)
+        x += 0.9 * count + 0.7
+    label(ax, 0.4, 5.85, "2. Laid end to end, [SEP] after each", ha="left", weight="bold")
+    sequence = []
+    for (_, count), color in zip(texts, colors, strict=True):
+        sequence += [color] * count + ["sep"]
+
+    def cell(x: float, y: float, kind: str) -> None:
+        names = {"sep": "SEP", "cls": "CLS"}
+        if kind in names:
+            box(ax, x, y, 0.8, 0.7, "", NEUTRAL, filled=False)
+            label(ax, x + 0.4, y + 0.35, names[kind], fontsize=8)
+        else:
+            box(ax, x, y, 0.8, 0.7, "", kind)
+
+    for i, kind in enumerate(sequence):
+        cell(0.4 + 0.95 * i, 4.75, kind)
+    for cut in (5, 10):
+        ax.plot([0.325 + 0.95 * cut] * 2, [4.5, 5.65], color="black", lw=2, ls="--")
+    third = "3. Cut into blocks: [CLS] before, [SEP] after. A block is one row of a batch"
+    label(ax, 0.4, 4.1, third, ha="left", weight="bold")
+    for row, start in enumerate((0, 5, 10)):
+        inside = sequence[start : start + 5]
+        shown = ["cls", *inside, *(["sep"] if inside[-1] != "sep" else [])]
+        for i, kind in enumerate(shown):
+            cell(0.6 + 0.95 * i, 2.75 - 0.95 * row, kind)
+    style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "none", "ec": "black", "lw": 1.6}
+    ax.add_patch(FancyBboxPatch((0.4, 0.65), 7.1, 3.05, **style))
+    label(ax, 7.75, 3.1, "← a block", ha="left")
+    label(ax, 7.75, 2.1, "the frame: a batch,\nhere of three blocks", ha="left")
+    arrow(ax, (11, 2.2), (12, 2.2))
+    box(ax, 12.1, 1.7, 2.5, 1, "one step", STUDENT)
+    label(ax, 13.35, 1.1, "reads one batch and\nchanges the weights once", fontsize=9)
+    return ax
+
+
+def masking() -> Axes:
+    words = ["[CLS]", "the", "plot", "was", "thin", ",", "the", "actors", "shone", "[SEP]"]
+    fates = {2: "[MASK]", 4: "green", 7: "actors"}
+    notes = {2: "80 %:\nhidden", 4: "10 %:\na random token", 7: "10 %:\nkept as it is"}
+    ax = canvas(17, 5.2, 0.68)
+    rows = {
+        3.7: "the text",
+        2.3: "what the model reads\n(input_ids)",
+        0.9: "what it has to predict\n(labels)",
+    }
+    for y, name in rows.items():
+        label(ax, 3.0, y + 0.35, name, ha="right", weight="bold")
+    for i, word in enumerate(words):
+        x, picked = 3.3 + 1.36 * i, i in fates
+        box(ax, x, 3.7, 1.22, 0.7, word, NEUTRAL, filled=False)
+        read, target = fates.get(i, word), word if picked else "-100"
+        box(ax, x, 2.3, 1.22, 0.7, read, PICKED if picked else NEUTRAL, filled=picked)
+        box(ax, x, 0.9, 1.22, 0.7, target, PICKED if picked else SOFT, filled=picked)
+        if picked:
+            arrow(ax, (x + 0.61, 3.68), (x + 0.61, 3.04), PICKED)
+            arrow(ax, (x + 0.61, 2.28), (x + 0.61, 1.64), PICKED)
+            label(ax, x + 0.61, 0.4, notes[i], PICKED, fontsize=9)
+    rule = "15 % of the tokens are picked at random; [CLS] and [SEP] never are"
+    label(ax, 10, 4.85, rule, PICKED)
+    return ax
+
+
+def extraction() -> Axes:
+    ax = canvas(14, 7.4, 0.62)
+    label(ax, 3.2, 7.05, "teacher: BERT, 6 layers", TEACHER, weight="bold")
+    label(ax, 10.8, 7.05, "student: DistilBERT, 3 layers", STUDENT, weight="bold")
+    names = ["embeddings", *(f"layer {i}" for i in range(6)), "masked-LM head"]
+    kept = {0: 0, 1: 1, 3: 2, 6: 3, 7: 4}  # from the teacher's row to the student's
+    for row, name in enumerate(names):
+        box(ax, 1.2, 0.1 + 0.85 * row, 4, 0.65, name, TEACHER, filled=row in kept)
+    places = [0.1, 1.65, 3.0, 4.35, 6.05]
+    own = ["embeddings", "layer 0", "layer 1", "layer 2", "masked-LM head"]
+    for place, name in zip(places, own, strict=True):
+        box(ax, 8.8, place, 4, 0.65, name, STUDENT)
+    for old, new in kept.items():
+        arrow(ax, (5.25, 0.42 + 0.85 * old), (8.75, places[new] + 0.32), NEUTRAL)
+    label(ax, 7, 5.6, "copied", NEUTRAL, style="italic")
+    return ax
+
+
+def token_type() -> Axes:
+    ax = canvas(15, 5.4, 0.66)
+    for x, name, color, parts in (
+        (0.3, "BERT adds three vectors", TEACHER, ["word", "position", "type 0"]),
+        (8.3, "DistilBERT adds two", STUDENT, ["word", "position + type 0"]),
+    ):
+        label(ax, x + 3.2, 5.05, name, color, weight="bold")
+        width = 6.4 / len(parts)
+        for i, part in enumerate(parts):
+            box(ax, x + width * i + 0.1, 3.4, width - 0.2, 0.8, part, color, filled=False)
+            arrow(ax, (x + width * (i + 0.5), 3.38), (x + 3.2, 2.45), NEUTRAL)
+        box(ax, x + 2.75, 1.75, 0.9, 0.7, "+", NEUTRAL)
+        arrow(ax, (x + 3.2, 1.73), (x + 3.2, 1.1), NEUTRAL)
+        box(ax, x + 1.4, 0.3, 3.6, 0.78, "LayerNorm, layers …", color)
+    label(ax, 7.5, 3.8, "=", fontsize=22)
+    label(ax, 7.5, 2.3, "the same sum", NEUTRAL, style="italic", fontsize=9)
+    return ax
+
+
+def losses() -> Axes:
+    """Where each loss of the distillation is taken; the tour's case, six layers to three."""
+    ax = canvas(15.2, 6, 0.68)
+    box(ax, 3.9, 0.1, 4.4, 0.7, "masked tokens, a dict batch", NEUTRAL)
+    models = (1, "teacher: 6 layers\nfrozen", TEACHER), (7.2, "student: 3 layers\ntrained", STUDENT)
+    for x, name, color in models:
+        box(ax, x, 1.6, 4, 1.1, name, color)
+        box(ax, x, 3.4, 4, 0.7, "last hidden states", color, filled=False)
+        box(ax, x, 4.9, 4, 0.7, "logits at picked positions", color, filled=False)
+        arrow(ax, (6.1, 0.8), (x + 2, 1.58))
+        arrow(ax, (x + 2, 2.7), (x + 2, 3.38))
+        arrow(ax, (x + 2, 4.1), (x + 2, 4.88))
+    both = {"arrowstyle": "<|-|>", "color": "black", "lw": 1.4}
+    for y, name in ((3.75, "cosine"), (5.25, "KL")):
+        ax.annotate("", (7.18, y), (5.02, y), arrowprops=both)
+        label(ax, 6.1, y + 0.28, name, weight="bold")
+    box(ax, 12.5, 4.9, 2.5, 0.7, "original tokens", NEUTRAL)
+    ax.annotate("", (12.48, 5.25), (11.22, 5.25), arrowprops=both)
+    label(ax, 11.85, 5.53, "mlm", weight="bold")
+    return ax
+
+
+def hooks() -> Axes:
+    ax = canvas(16, 9.6, 0.7)
+    frame(ax, 0.2, 0.2, 15.6, 9.2, "runner.train(...): one experiment")
+    frame(ax, 0.7, 0.5, 14.6, 8.2, "for each epoch")
+    label(ax, 4.2, 8.38, "on_epoch_start … on_epoch_end", NEUTRAL, ha="left", fontsize=9)
+    frame(ax, 1.2, 0.8, 13.6, 7.2, "for each loader: first train, then valid")
+    label(ax, 7.6, 7.68, "on_loader_start … on_loader_end", NEUTRAL, ha="left", fontsize=9)
+    frame(ax, 1.7, 1.1, 12.6, 6.2, "for each batch")
+    box(ax, 2.2, 5.3, 3.3, 1.0, "on_batch_start\nof every callback", NEUTRAL, filled=False)
+    box(ax, 6.4, 5.3, 3.3, 1.0, "handle_batch\nof the runner", STUDENT)
+    box(ax, 10.6, 5.3, 3.3, 1.0, "on_batch_end\nof every callback", TEACHER)
+    arrow(ax, (5.5, 5.8), (6.35, 5.8))
+    arrow(ax, (9.7, 5.8), (10.55, 5.8))
+    label(ax, 8.05, 4.85, "your model runs here", STUDENT, fontsize=9)
+    steps = ["losses\n(10)", "their sum\n(20)", "backward\n(30)", "clipping\n(31)"]
+    steps += ["optimizer\n(40)", "schedule\n(50)"]
+    order = "The callbacks of on_batch_end, in the order of their numbers:"
+    label(ax, 2.2, 4.05, order, TEACHER, ha="left")
+    for i, name in enumerate(steps):
+        only_train = i > 1
+        box(ax, 2.2 + 1.97 * i, 2.4, 1.75, 1.1, name, TEACHER, filled=not only_train)
+        if i:
+            arrow(ax, (1.99 + 1.97 * i, 2.95), (2.17 + 1.97 * i, 2.95), TEACHER)
+    ax.annotate("", (13.8, 2.15), (6.1, 2.15), arrowprops={"arrowstyle": "|-|", "color": NEUTRAL})
+    label(ax, 9.95, 1.75, "only in the train loader", NEUTRAL, fontsize=9)
+    return ax
+
+
+def positions() -> Axes:
+    ax = canvas(15, 4.6, 0.66)
+    picked = {(0, 2), (0, 6), (1, 4)}
+    label(ax, 3.1, 4.2, "last hidden states:\na vector at every position", NEUTRAL)
+    for row in range(2):
+        for column in range(8):
+            found = (row, column) in picked
+            color, place = PICKED if found else NEUTRAL, (0.3 + 0.7 * column, 2.3 - 0.9 * row)
+            box(ax, *place, 0.58, 0.7, "", color, filled=found)
+    arrow(ax, (6.1, 2.2), (7.1, 2.2))
+    label(ax, 8.1, 4.2, "the picked\npositions", PICKED)
+    for i in range(3):
+        box(ax, 7.8, 2.8 - 0.85 * i, 0.58, 0.7, "", PICKED)
+    arrow(ax, (8.7, 2.2), (9.6, 2.2))
+    box(ax, 9.7, 1.75, 1.5, 0.9, "head", STUDENT)
+    arrow(ax, (11.25, 2.2), (12.1, 2.2))
+    label(ax, 13.4, 4.2, "logits: one for each\nword of the vocabulary", NEUTRAL)
+    for i in range(3):
+        box(ax, 12.2, 2.8 - 0.85 * i, 2.5, 0.7, "", PICKED, filled=False)
+        label(ax, 13.45, 3.15 - 0.85 * i, "30,522 numbers", fontsize=9)
+    label(ax, 3.1, 0.7, "(batch, length, hidden)", fontsize=10, family="monospace")
+    label(ax, 8.1, 0.7, "(picked, hidden)", fontsize=10, family="monospace")
+    label(ax, 13.4, 0.7, "(picked, vocabulary)", fontsize=10, family="monospace")
+    return ax
+
+
+DRAWINGS: dict[str, Callable[[], Axes]] = {
+    each.__name__: each
+    for each in (idea, blocks, masking, extraction, token_type, losses, hooks, positions)
+} | {f"tour_{number}": lambda number=number: tour(number) for number in TOUR}
+"""By the name of the file."""
+
+
+def draw(name: str, target: Path) -> None:
+    """Draw one to a PNG file."""
+    ax = DRAWINGS[name]()
+    ax.figure.savefig(target, dpi=130, facecolor="white", metadata={"Software": None})
+    plt.close(ax.figure)
+
+
+def embedded(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """The notebook with the drawings that its texts name, from the folder.
+
+    Raises:
+        KeyError: a text names a drawing that there is not.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.pop("attachments", None)
+            if found := NAMED.findall(cell.source):
+                files = [folder / f"{name}.png" for _, name in found]
+                cell.attachments = {
+                    file.name: {"image/png": base64.b64encode(file.read_bytes()).decode()}
+                    for file in files
+                }
+    return notebook
+
+
+def write() -> None:
+    folder = ROOT / "notebooks" / "images"
+    for name in DRAWINGS:
+        draw(name, folder / f"{name}.png")
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        nbformat.write(embedded(nbformat.read(path, as_version=4), folder), path)
+
+
+if __name__ == "__main__":
+    write()
