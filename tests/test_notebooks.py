@@ -226,7 +226,7 @@ def test_committed_notebook_is_built_as_a_notebook_should_be(committed):
     assert re.match(r"# \d\d \w", first)
     assert "minutes" in first or "minute" in first
     assert run.minutes(committed) != "no time given"
-    assert "Article:" in first
+    assert "https://medium.com/pytorch/bert-distillation-with-catalyst-c6f30c985854" in first
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in committed.cells) == 1
     assert any("check_parameters(globals())" in source for source in sources)
     assert any(source.startswith("## Exercises") for source in sources)

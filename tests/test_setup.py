@@ -12,10 +12,13 @@ import sys
 
 import nbformat
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
+from transformers import AutoModelForMaskedLM
 
 from conftest import ROOT
+from helpers.models import extract_student, load_teacher
 
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import results
@@ -59,6 +62,30 @@ def test_readmes_results_are_those_of_the_notebooks():
     record = results.metadata("03_runner")["record"]
     assert f"{record['validations'][-1]['step']} steps" in readme
     assert f"{record['valid_masked_tokens']:,} tokens" in readme
+    differences = results.metadata("06_sentiment_evaluation")["record"]["differences"]
+    gain = differences["task, on the distilled start"]
+    assert f"{100 * gain['difference']:.1f} percentage points" in readme
+    assert 0 < gain["low"] < 0.005, "just excludes zero"
+    for none in ("start, without the task: distilled, against extracted", "task, on the extracted start"):
+        assert differences[none]["low"] < 0 < differences[none]["high"], "no difference is shown"
+
+
+def test_readmes_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(from helpers import .*?)```", read("README.md"), re.DOTALL)
+    for theirs, ours in {
+        "bert-base-uncased": str(tiny_folder),
+        "[0, 2, 4, 7, 9, 11]": "[0, 3]",
+        '"my_reviews.csv", text_field="body"': f'"{ROOT}/tests/data/sentences.csv", text_field="text"',
+        "batch_size=32, steps_per_epoch=500": "max_length=16, batch_size=8, steps_per_epoch=2",
+        '"kl": 0.625, ': "",  # of a teacher whose head is not trained
+    }.items():
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "my_student")
+    start = extract_student(load_teacher(tiny_folder)[0], [0, 3]).state_dict()
+    assert any(not torch.equal(weight, start[name]) for name, weight in saved.state_dict().items())
 
 
 def test_readmes_control_is_the_long_one():
