@@ -133,7 +133,8 @@ def test_the_long_control_is_the_one_that_its_parameters_file_gives():
 def test_a_long_record_is_marked_just_as_long_as_its_teacher_is_not_notebook_02s(file):
     long = json.loads(file.read_text(encoding="utf-8"))
     extraction = nbformat.read(ROOT / "notebooks" / "02_student_extraction.ipynb", as_version=4).metadata["record"]
-    row = [key for key in extraction if key.startswith("teacher_")]
+    row = [key for key in extraction if key.startswith("teacher_") and key in long]
+    assert len(row) >= 2
     has_its_teacher = {key: long[key] for key in row} == pytest.approx({key: extraction[key] for key in row}, rel=1e-3)
     assert ("stale" in long) is not has_its_teacher
     if has_its_teacher:
@@ -229,7 +230,7 @@ def test_committed_notebook_is_built_as_a_notebook_should_be(committed):
     assert "https://medium.com/pytorch/bert-distillation-with-catalyst-c6f30c985854" in first
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in committed.cells) == 1
     assert any("check_parameters(globals())" in source for source in sources)
-    assert any(source.startswith("## Exercises") for source in sources)
+    assert any("## Exercises" in source for source in sources)
     for cell in committed.cells:
         assert "!" not in re.sub(r"`[^`]*`|!\[", "", cell.source) or cell.cell_type == "code", cell.source
         if cell.cell_type == "code":

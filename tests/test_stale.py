@@ -150,7 +150,7 @@ HELPERS = {
     "runs.launch": "def start():\n    from helpers import losses\n    return losses\n",
     "unused": "x = 1\n",
 }
-CELLS = ["from helpers import losses, plots", "losses.loss([], [])", "# a note\nprint(1)"]
+CELLS = ["from helpers import losses, plots", "losses.loss([], [])", "# a note\nprint(plots.draw(1))"]
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_another_number_is_named(committed, tiny_run, capsys):
 @pytest.mark.parametrize(
     ("file", "change", "reason"),
     [
-        ("notebooks/01_one.ipynb", ("print(1)", "print(2)"), "code cells changed: c02"),
+        ("notebooks/01_one.ipynb", ("draw(1)", "draw(2)"), "code cells changed: c02"),
         ("pyproject.toml", ("torch==2.13.0", "torch==2.14.0"), "pins changed: torch"),
         (
             "helpers/plots.py",
@@ -344,6 +344,20 @@ def test_a_source_that_is_shown_counts_to_the_letter(committed, tiny_run):
     stale.write(stale.tiny_record("01_one", committed), {"sources": sources, **SHOWN})
     edit(committed / "helpers/losses.py", "# the largest", "# the smallest")
     assert verdict(committed).reasons == ["changed, and its source is shown: helpers.losses.loss"]
+
+
+def test_a_picture_that_a_notebook_does_not_draw_makes_it_not_stale(committed, tiny_run):
+    edit(committed / "helpers/plots.py", "return x", "return _twice(x)\n\n\ndef _twice(x):\n    return x, x")
+    assert verdict(committed).reasons
+    before = Repository(committed).sources("01_one")
+    assert {"helpers.plots.draw", "helpers.plots._twice"} <= set(before["listed"])
+    write_notebook(committed, [CELLS[0], CELLS[1]])
+    sources = Repository(committed).sources("01_one")
+    assert [name for name in sources["listed"] if name.startswith("helpers.plots.")] == ["helpers.plots."]
+    stale.write(stale.tiny_record("01_one", committed), {"sources": sources, **SHOWN})
+    edit(committed / "helpers/plots.py", "return x, x", "return x, x, x")
+    tiny_run.append(SHOWN)
+    assert verdict(committed).reasons == []
 
 
 def test_a_part_that_is_listed_later_counts_from_then_on(committed, tiny_run, monkeypatch):
@@ -394,7 +408,7 @@ def test_a_long_record_is_stale_where_its_tiny_record_is_another(committed, tiny
         return stale.check_record(file, Repository(committed))
 
     assert (check().reasons, check().note) == ([], "")
-    edit(committed / "notebooks/01_one.ipynb", "print(1)", "print(2)")
+    edit(committed / "notebooks/01_one.ipynb", "draw(1)", "draw(2)")
     tiny_run.append({"record": RECORD, "outputs": {"c02": "another text, which is not in the record"}})
     assert stale.renew(check()).note.startswith("changed: notebooks/01_one.ipynb; its tiny run shows the same")
     assert (check().reasons, check().note) == ([], "")

@@ -85,6 +85,24 @@ class Code:
             found[name] = hash_of(dump.casts) if dump.casts else ""
         return found
 
+    @staticmethod
+    def identifiers(nodes: list[ast.stmt]) -> set[str]:
+        """All names in some statements, of variables, attributes and imports alike."""
+        inside = [node for statement in nodes for node in ast.walk(statement)]
+        names = {node.id for node in inside if isinstance(node, ast.Name)}
+        names |= {node.attr for node in inside if isinstance(node, ast.Attribute)}
+        imports = [node for node in inside if isinstance(node, ast.ImportFrom)]
+        return names | {alias.name for node in imports for alias in node.names}
+
+    def used(self, names: set[str]) -> set[str]:
+        """Of the parts, those of these names, and those that they use; "" always."""
+        found, todo = {""}, names & self.parts.keys()
+        while todo:
+            found |= todo
+            todo = set().union(*(self.identifiers(self.parts[part]) for part in todo))
+            todo = (todo & self.parts.keys()) - found
+        return found
+
     @cached_property
     def strings(self) -> set[str]:
         """The text constants, docstrings apart."""
@@ -202,8 +220,8 @@ class Repository:
         """The hashes of all that a notebook's outputs are made from, by kind and name.
 
         Returns:
-            ``cells``; ``pins`` (as they are); ``listed`` (of `LISTED`, what is reached, a module by
-            its parts); ``casts`` (of each part of each module); ``printed`` (what is
+            ``cells``; ``pins`` (as they are); ``listed`` (of `LISTED`, what is reached, of a module
+            the parts that are used); ``casts`` (of each part of each module); ``printed`` (what is
             shown as source); ``helpers`` and ``files`` (what is reached); ``tiny`` (the run's own).
         """
         cells, code = self.cells(self.root / "notebooks" / f"{name}.ipynb")
@@ -211,9 +229,11 @@ class Repository:
         listed = {each: files[each] for each in LISTED if each in files}
         for each in LISTED:
             if each in modules:
-                parts = modules[each].parts.items()
+                others = [code, *(module for own, module in modules.items() if own != each)]
+                names = set().union(*(other.identifiers(other.tree.body) for other in others))
                 listed |= {
-                    f"{each}.{part}": hash_of(Dump(messages=False)(nodes)) for part, nodes in parts
+                    f"{each}.{part}": hash_of(Dump(messages=False)(modules[each].parts[part]))
+                    for part in modules[each].used(names)
                 }
             elif found := find(each, modules):
                 listed[each] = hash_of(Dump(messages=False)(found[1]))
