@@ -40,6 +40,10 @@ def _are_seeds(value) -> bool:
     )
 
 
+def _are_sentences(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(str(each).count("[MASK]") == 1 for each in value)
+
+
 def _is_labelled_corpus(value) -> bool:
     if isinstance(value, dict):
         return len(value) > 1 and all(isinstance(item, str) and item for pair in value.items() for item in pair)
@@ -95,10 +99,10 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "CORPUS": Parameter(*text, "the texts of the distillation: a CSV file, or `bundled`, the packaged IMDb reviews"),
     "TEXT_FIELD": Parameter(*text, "the column of CORPUS that holds the text"),
-    "SENTENCE": Parameter(
-        lambda value: isinstance(value, str) and value.count("[MASK]") == 1,
-        "a sentence with one [MASK]",
-        "the sentence whose [MASK] teacher and student fill in before your eyes",
+    "SENTENCES": Parameter(
+        _are_sentences,
+        "a list of sentences with one [MASK] each",
+        "teacher and student fill in their [MASK] before your eyes; examples, not a measurement",
     ),
     "MAX_LENGTH": Parameter(*whole(3), "tokens in a block, [CLS] and [SEP] included; at most what the teacher takes"),
     "BATCH_SIZE": Parameter(*whole(1), "blocks in a batch of the distillation, of all processes together"),

@@ -19,7 +19,7 @@ from helpers.plots import NEUTRAL, STUDENT, TEACHER, arrow, box
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"!\[([^\]]+)\]\(attachment:(\w+)\.png\)")
-PICKED, SOFT = "#7b4ab0", "#e9e9e9"
+PICKED, RANDOM, SOFT = "#3d7a4a", "#7b4ab0", "#e9e9e9"
 TOUR = {
     "00": "by hand",
     "01": "batches",
@@ -80,7 +80,7 @@ def idea() -> Axes:
     label(ax, 6.85, 5.2, "loss: how far apart?", weight="bold")
     style = {"arrowstyle": "-|>", "lw": 1.4, "ls": "--", "color": STUDENT}
     ax.annotate("", (8.35, 2.6), (6.85, 4.6), arrowprops=style)
-    label(ax, 6.55, 3.4, "gradient", STUDENT, ha="right", style="italic")
+    label(ax, 7.9, 3.75, "gradient", STUDENT, ha="left", style="italic")
     return ax
 
 
@@ -96,17 +96,15 @@ def tour(here: str) -> Axes:
 
 
 def blocks() -> Axes:
-    ax = canvas(15, 8)
+    ax = canvas(16.2, 8)
     colors = ["#c98a5e", "#6fa3b5", "#a58bc4"]
-    texts = [("text 1", 3), ("text 2", 5), ("text 3", 4)]
+    texts = [("text 1", 3), ("text 2", 7), ("text 3", 5)]
     x = 0.4
-    label(ax, 0.4, 7.55, "1. The texts, as token numbers", ha="left", weight="bold")
-    for (name, count), color in zip(texts, colors, strict=True):
-        box(ax, x, 6.45, 0.9 * count, 0.7, name, color)
-        x += 0.9 * count + 0.7
-    label(ax, 0.4, 5.85, "2. Laid end to end, [SEP] after each", ha="left", weight="bold")
+    label(ax, 0.4, 7.55, "1. The texts, as tokens", ha="left", weight="bold")
     sequence = []
-    for (_, count), color in zip(texts, colors, strict=True):
+    for (name, count), color in zip(texts, colors, strict=True):
+        box(ax, x, 6.45, 0.85 * count, 0.7, name, color)
+        x += 0.85 * count + 0.6
         sequence += [color] * count + ["sep"]
 
     def cell(x: float, y: float, kind: str) -> None:
@@ -117,30 +115,31 @@ def blocks() -> Axes:
         else:
             box(ax, x, y, 0.8, 0.7, "", kind)
 
-    for i, kind in enumerate(sequence):
+    label(ax, 0.4, 5.85, "2. Laid end to end, [SEP] after each", ha="left", weight="bold")
+    for i, kind in enumerate(sequence[:15]):
         cell(0.4 + 0.95 * i, 4.75, kind)
-    for cut in (5, 10):
+    label(ax, 0.4 + 0.95 * 15.3, 5.1, "…", fontsize=16)
+    for cut in (5, 10, 15):
         ax.plot([0.325 + 0.95 * cut] * 2, [4.5, 5.65], color="black", lw=2, ls="--")
     third = "3. Cut into blocks: [CLS] before, [SEP] after. A block is one row of a batch"
     label(ax, 0.4, 4.1, third, ha="left", weight="bold")
     for row, start in enumerate((0, 5, 10)):
-        inside = sequence[start : start + 5]
-        shown = ["cls", *inside, *(["sep"] if inside[-1] != "sep" else [])]
-        for i, kind in enumerate(shown):
+        for i, kind in enumerate(["cls", *sequence[start : start + 5], "sep"]):
             cell(0.6 + 0.95 * i, 2.75 - 0.95 * row, kind)
     style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "none", "ec": "black", "lw": 1.6}
     ax.add_patch(FancyBboxPatch((0.4, 0.65), 7.1, 3.05, **style))
     label(ax, 7.75, 3.1, "← a block", ha="left")
     label(ax, 7.75, 2.1, "the frame: a batch,\nhere of three blocks", ha="left")
-    arrow(ax, (11, 2.2), (12, 2.2))
-    box(ax, 12.1, 1.7, 2.5, 1, "one step", STUDENT)
-    label(ax, 13.35, 1.1, "reads one batch and\nchanges the weights once", fontsize=9)
+    arrow(ax, (11.4, 2.2), (12.4, 2.2))
+    box(ax, 12.5, 1.7, 2.7, 1, "one step", STUDENT)
+    label(ax, 13.85, 1.1, "reads one batch and\nchanges the weights once", fontsize=9)
     return ax
 
 
 def masking() -> Axes:
     words = ["[CLS]", "the", "plot", "was", "thin", ",", "the", "actors", "shone", "[SEP]"]
     fates = {2: "[MASK]", 4: "green", 7: "actors"}
+    colors = {2: TEACHER, 4: RANDOM, 7: STUDENT}
     notes = {2: "80 %:\nhidden", 4: "10 %:\na random token", 7: "10 %:\nkept as it is"}
     ax = canvas(17, 5.2, 0.68)
     rows = {
@@ -154,14 +153,15 @@ def masking() -> Axes:
         x, picked = 3.3 + 1.36 * i, i in fates
         box(ax, x, 3.7, 1.22, 0.7, word, NEUTRAL, filled=False)
         read, target = fates.get(i, word), word if picked else "-100"
-        box(ax, x, 2.3, 1.22, 0.7, read, PICKED if picked else NEUTRAL, filled=picked)
-        box(ax, x, 0.9, 1.22, 0.7, target, PICKED if picked else SOFT, filled=picked)
+        color = colors.get(i, NEUTRAL)
+        box(ax, x, 2.3, 1.22, 0.7, read, color, filled=picked)
+        box(ax, x, 0.9, 1.22, 0.7, target, color if picked else SOFT, filled=picked)
         if picked:
-            arrow(ax, (x + 0.61, 3.68), (x + 0.61, 3.04), PICKED)
-            arrow(ax, (x + 0.61, 2.28), (x + 0.61, 1.64), PICKED)
-            label(ax, x + 0.61, 0.4, notes[i], PICKED, fontsize=9)
+            arrow(ax, (x + 0.61, 3.68), (x + 0.61, 3.04), color)
+            arrow(ax, (x + 0.61, 2.28), (x + 0.61, 1.64), color)
+            label(ax, x + 0.61, 0.4, notes[i], color, fontsize=9)
     rule = "15 % of the tokens are picked at random; [CLS] and [SEP] never are"
-    label(ax, 10, 4.85, rule, PICKED)
+    label(ax, 10, 4.85, rule)
     return ax
 
 
