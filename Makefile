@@ -39,7 +39,7 @@ stale: setup  ## say which committed notebooks show what the code no longer does
 notebooks: setup  ## run the stale notebooks anew, in place, and those that read from them; NOTEBOOKS="03 05" for some
 	@$(BIN)/python notebooks/tools/run.py regenerate $(NOTEBOOKS)
 
-results: setup  ## write what notebooks 03 and 06 measured into the README
+results: setup  ## write what notebooks 03 and 06 measured into README and docs/results.md
 	@$(BIN)/python notebooks/tools/results.py
 
 bench: .venv/.bench  ## measure speed and memory beside other ways to distil; PARTS="speed reading" for some of it

@@ -228,9 +228,10 @@ def masked_row(original: Sequence[str], read: Sequence[str], picked: Sequence[bo
         x, y, color = 1.5 * (i % 10), -1.9 * (i // 10), NEUTRAL
         if picked[i]:
             color = TEACHER if token == mask else STUDENT if token == was else "#7b4ab0"
-            was = was if was.isalnum() else f"“{was}”"  # or a full stop would be a speck
+            was = was if any(map(str.isalnum, was)) else f"“{was}”"  # or a full stop would be a speck
             ax.text(x + 0.7, y + 0.95, was, ha="center", va="center", color=color, weight="bold")
         box(ax, x, y, 1.4, 0.65, token, color, filled=picked[i])
+        ax.texts[-1].set_fontsize(min(10, 95 / len(token)))
     lines = (len(read) - 1) // 10
     ax.set(xlim=(-0.1, 15.1), ylim=(-1.9 * lines - 0.2, 1.3))
     ax.set_aspect("equal")

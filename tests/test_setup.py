@@ -55,19 +55,32 @@ def test_ci_calls_make_test_and_nothing_else():
     assert commands == ["make test"]
 
 
-def test_readmes_results_are_those_of_the_notebooks():
-    readme = read("README.md")
-    for name, text in results.sections().items():
-        assert results.between(name).findall(readme) == [text], name
+def test_the_pages_results_are_those_of_the_notebooks():
+    texts = results.sections()
+    for file, names in results.PAGES.items():
+        for name in names:
+            assert results.between(name).findall(read(file)) == [texts[name]], name
     record = results.metadata("03_runner")["record"]
-    assert f"{record['validations'][-1]['step']} steps" in readme
-    assert f"{record['valid_masked_tokens']:,} tokens" in readme
-    differences = results.metadata("06_sentiment_evaluation")["record"]["differences"]
+    assert f"{record['validations'][-1]['step']} steps" in read("README.md")
+    assert f"{record['valid_masked_tokens']:,} tokens" in read("README.md")
+
+
+def test_what_the_pages_conclude_is_what_notebook_06_measured():
+    record = results.metadata("06_sentiment_evaluation")["record"]
+    differences, page = record["differences"], read("docs/results.md")
     gain = differences["task, on the distilled start"]
-    assert f"{100 * gain['difference']:.1f} percentage points" in readme
-    assert f"(95 % interval {100 * gain['low']:.1f} to {100 * gain['high']:.1f})" in readme
+    assert f"{100 * gain['difference']:.1f} percentage points" in page
+    assert f"(95 % interval {100 * gain['low']:.1f} to {100 * gain['high']:.1f})" in page
     for none in ("start, without the task: distilled, against extracted", "task, on the extracted start"):
         assert differences[none]["low"] < 0 < differences[none]["high"], "no difference is shown"
+    means = {name: statistics.mean(each["test_accuracy"]) for name, each in record["contenders"].items()}
+    students = [name for name in means if name != "teacher"]
+    assert max(students, key=means.get) == "distilled_task"
+    assert min(("distilled", "extracted", "mlm_only"), key=means.get) == "mlm_only"
+    for name in ("random", "extracted"):
+        assert (
+            f"{record['contenders'][name]['share_kept'][1]:.1%}" in read("README.md").split("What we have learned")[1]
+        )
 
 
 def test_readmes_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
@@ -88,10 +101,10 @@ def test_readmes_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
     assert any(not torch.equal(weight, start[name]) for name, weight in saved.state_dict().items())
 
 
-def test_readmes_control_is_the_long_one():
+def test_the_pages_control_is_the_long_one():
     long = json.loads(read("notebooks/records/control_320_steps.json"))
     forms = {"masked_accuracy": "{:.1%}", "perplexity": "{:.1f}", "kl_to_teacher": "{:.3f}", "top5_overlap": "{:.3f}"}
-    readme = read("README.md")
+    page = read("docs/results.md")
     for name, label in {
         "teacher": "teacher",
         "extracted": "extracted, not trained",
@@ -109,7 +122,7 @@ def test_readmes_control_is_the_long_one():
                 continue
             assert len(values) == 3
             cells.append(f"{form.format(statistics.mean(values))} ± {form.format(statistics.stdev(values))}")
-        assert f"| {label} | {' | '.join(cells)} |" in readme
+        assert f"| {label} | {' | '.join(cells)} |" in page
 
 
 @pytest.mark.slow

@@ -129,8 +129,8 @@ def blocks() -> Axes:
     style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "none", "ec": "black", "lw": 1.6}
     ax.add_patch(FancyBboxPatch((0.4, 0.65), 7.1, 3.05, **style))
     label(ax, 7.75, 3.1, "← a block", ha="left")
-    label(ax, 7.75, 2.1, "the frame: a batch,\nhere of three blocks", ha="left")
-    arrow(ax, (11.4, 2.2), (12.4, 2.2))
+    arrow(ax, (7.55, 2.2), (12.4, 2.2))
+    label(ax, 7.75, 1.55, "the frame: a batch,\nhere of three blocks", ha="left")
     box(ax, 12.5, 1.7, 2.7, 1, "one step", STUDENT)
     label(ax, 13.85, 1.1, "reads one batch and\nchanges the weights once", fontsize=9)
     return ax

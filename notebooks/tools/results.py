@@ -1,4 +1,4 @@
-"""Write what notebooks 03 and 06 measured into README.md: `make results`."""
+"""Write what notebooks 03 and 06 measured into README.md and docs/results.md: `make results`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 from helpers import plots
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+PAGES = {"README.md": ("gain", "masked-lm"), "docs/results.md": ("sentiment",)}
+"""Which page has a place for what."""
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
@@ -92,7 +93,7 @@ def task(record: dict, timings: dict) -> str:
         "intervals of a paired bootstrap over texts and seeds. In the picture, bars reach from the "
         "lowest to the highest seed."
     )
-    picture = "![Test accuracy against milliseconds a text](notebooks/images/sentiment_cost.png)"
+    picture = "![Test accuracy against milliseconds a text](../notebooks/images/sentiment_cost.png)"
     return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
 
 
@@ -102,7 +103,7 @@ def metadata(stem: str) -> dict:
 
 
 def sections() -> dict[str, str]:
-    """What stands in the README between `<!-- name -->` and `<!-- /name -->`."""
+    """What stands on a page between `<!-- name -->` and `<!-- /name -->`."""
     student, sentiment = metadata("03_runner"), metadata("06_sentiment_evaluation")
     return {
         "gain": gain(sentiment["record"], sentiment["timings"]),
@@ -141,13 +142,15 @@ def picture(notebook: nbformat.NotebookNode, alt: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    readme = README.read_text(encoding="utf-8")
-    for name, text in sections().items():
-        readme, found = between(name).subn(lambda _, text=text: text, readme)
-        if found != 1:
-            marks = f"<!-- {name} --> and <!-- /{name} --> on lines of their own"
-            sys.exit(f"README.md has no place for the results: {marks}.")
-    README.write_text(readme, encoding="utf-8")
+    texts = sections()
+    for file, names in PAGES.items():
+        page = (ROOT / file).read_text(encoding="utf-8")
+        for name in names:
+            page, found = between(name).subn(lambda _, name=name: texts[name], page)
+            if found != 1:
+                marks = f"<!-- {name} --> and <!-- /{name} --> on lines of their own"
+                sys.exit(f"{file} has no place for the results: {marks}.")
+        (ROOT / file).write_text(page, encoding="utf-8")
     sentiment = metadata("06_sentiment_evaluation")
     figure = cost(sentiment["record"], sentiment["timings"])
     figure.savefig(IMAGES / "sentiment_cost.png", dpi=100, facecolor="white")
