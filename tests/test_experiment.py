@@ -38,6 +38,8 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
         ("TEACHER", "", "TEACHER is ''"),
         ("SEED", -1, "SEED is -1"),
         ("SEEDS", [], "SEEDS is []; it has to be a list of different whole numbers, each at least 0."),
+        ("SENTENCES", "a [MASK]", "SENTENCES is 'a [MASK]'; it has to be a list of sentences with one [MASK] each."),
+        ("SENTENCES", ["no mask"], "SENTENCES is ['no mask']; it has to be a list of sentences with one [MASK] each."),
         ("SEEDS", [1, 1], "SEEDS is [1, 1]"),
         ("SEEDS", "[0, 1]", "SEEDS is '[0, 1]'"),
         ("TEACHER_BATCH_SIZE", 0, "TEACHER_BATCH_SIZE is 0"),
