@@ -244,7 +244,7 @@ def test_committed_notebook_is_built_as_a_notebook_should_be(committed):
 @pytest.mark.parametrize("path", PATHS[:-1], ids=NAMES[:-1])
 def test_a_notebook_leads_to_the_next(path):
     following = PATHS[PATHS.index(path) + 1].name
-    assert any(f"Next: [{following[:2]} " in cell.source and f"({following})" in cell.source for cell in read(path))
+    assert any("Next: [" in cell.source and f"({following})" in cell.source for cell in read(path))
 
 
 @pytest.mark.parametrize("path", PATHS[:4], ids=NAMES[:4])
