@@ -1,6 +1,7 @@
 """What stands in two places has to agree, and the script behind `make tutorial` has to do what the README says."""
 
 import importlib.metadata
+import inspect
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import textwrap
 
 import nbformat
 import pytest
@@ -19,6 +21,7 @@ from transformers import AutoModelForMaskedLM
 
 from conftest import ROOT
 from helpers.models import extract_student, load_teacher
+from helpers.runner import DistilMLMRunner
 
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import results
@@ -68,9 +71,13 @@ def test_the_pages_results_are_those_of_the_notebooks():
 def test_what_the_pages_conclude_is_what_notebook_06_measured():
     record = results.metadata("06_sentiment_evaluation")["record"]
     differences, page = record["differences"], read("docs/results.md")
+    whole = differences["distilled_task, against extracted"]
+    first = f"{100 * whole['difference']:.1f} percentage points more"
+    assert first in read("README.md")
+    assert f"(95% interval {100 * whole['low']:.1f} to {100 * whole['high']:.1f})" in read("README.md")
     gain = differences["task, on the distilled start"]
     assert f"{100 * gain['difference']:.1f} percentage points" in page
-    assert f"(95 % interval {100 * gain['low']:.1f} to {100 * gain['high']:.1f})" in page
+    assert f"(95% interval {100 * gain['low']:.1f} to {100 * gain['high']:.1f})" in page
     for none in ("start, without the task: distilled, against extracted", "task, on the extracted start"):
         assert differences[none]["low"] < 0 < differences[none]["high"], "no difference is shown"
     means = {name: statistics.mean(each["test_accuracy"]) for name, each in record["contenders"].items()}
@@ -315,3 +322,11 @@ def test_a_pages_links_lead_somewhere(page):
 def test_a_pages_commands_are_make_targets(page):
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)", read(page))) <= targets
+
+
+def test_the_handle_batch_that_notebook_03_shows_is_the_runners():
+    cells = nbformat.read(ROOT / "notebooks" / "03_runner.ipynb", as_version=4).cells
+    (shown,) = [
+        found for cell in cells for found in re.findall(r"```python\n(def handle_batch.*?)```", cell.source, re.S)
+    ]
+    assert shown == textwrap.dedent(inspect.getsource(DistilMLMRunner.handle_batch))

@@ -45,25 +45,25 @@ def table(record: dict, timings: dict) -> str:
 
 
 def gain(record: dict, timings: dict) -> str:
-    """README's first figures: the student that was also taught the task, beside its teacher."""
-    names = ("teacher", "distilled_task", "extracted")
-    teacher, student, copied = (record["contenders"][name] for name in names)
-    kept = [
-        f"{share:.1%} of the teacher's accuracy (95 % interval: {low:.1%} to {high:.1%})"
-        for low, share, high in (student["share_kept"], copied["share_kept"])
-    ]
-    milliseconds = timings["milliseconds"]
-    ours, theirs = (milliseconds[name][WAYS[0]] for name in ("distilled_task", "teacher"))
-    return (
-        "\n> On a sentiment task, a student of 3 layers is right in "
-        f"**{mean(student['test_accuracy']):.1%}** of {record['parts']['test']:,} test sentences; "
-        f"its teacher of 6 layers in {mean(teacher['test_accuracy']):.1%}. The student keeps "
-        f"**{kept[0]}**. Without any distillation, the same three layers keep {kept[1]}. "
-        f"The student has {student['parameters'] / 1e6:.1f} instead of "
-        f"{teacher['parameters'] / 1e6:.1f} million parameters, and it needs {ours:.1f} instead of "
-        f"{theirs:.1f} milliseconds a sentence on two CPU cores. The intervals cover other test "
-        "sentences and other seeds of the fine-tuning.\n\n"
-    )
+    """README's first figures: the teacher, and students with and without distillation."""
+    names = {
+        "teacher": "teacher, 6 layers",
+        "distilled_task": "student, 3 layers, distilled",
+        "extracted": "the same 3 layers, not distilled",
+    }
+    head = ["", "test accuracy", "of the teacher's (95% interval)", "million parameters"]
+    lines = [[*head, "ms a sentence, two CPU cores"]]
+    for name, shown in names.items():
+        values = record["contenders"][name]
+        low, kept, high = values["share_kept"]
+        share = "" if name == "teacher" else f"{kept:.1%} ({low:.1%} to {high:.1%})"
+        if name == "distilled_task":
+            shown, share = f"**{shown}**", f"**{share}**"
+        size, took = values["parameters"] / 1e6, timings["milliseconds"][name][WAYS[0]]
+        lines.append(
+            [shown, f"{mean(values['test_accuracy']):.1%}", share, f"{size:.1f}", f"{took:.1f}"]
+        )
+    return f"\n{rows(*lines)}\n\n"
 
 
 def masked_lm_table(record: dict) -> str:
@@ -89,7 +89,7 @@ def task(record: dict, timings: dict) -> str:
     parts = record["parts"]
     said = (
         f"{parts['train']:,} labelled texts to train on, {parts['test']:,} to test with, "
-        f"{len(record['parameters']['SEEDS'])} seeds: mean ± standard deviation; in brackets, 95 % "
+        f"{len(record['parameters']['SEEDS'])} seeds: mean ± standard deviation; in brackets, 95% "
         "intervals of a paired bootstrap over texts and seeds. In the picture, bars reach from the "
         "lowest to the highest seed."
     )
