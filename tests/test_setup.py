@@ -72,7 +72,7 @@ def test_what_the_pages_conclude_is_what_notebook_06_measured():
     record = results.metadata("06_sentiment_evaluation")["record"]
     differences, page = record["differences"], read("docs/results.md")
     whole = differences["distilled_task, against extracted"]
-    first = f"{100 * whole['difference']:.1f} percentage points more for the distilled one"
+    first = f"{100 * whole['difference']:.1f} percentage points more"
     assert first in read("README.md")
     assert f"(95% interval {100 * whole['low']:.1f} to {100 * whole['high']:.1f})" in read("README.md")
     gain = differences["task, on the distilled start"]
