@@ -51,7 +51,7 @@ def gain(record: dict, timings: dict) -> str:
         "distilled_task": "student, 3 layers, distilled: hidden words, then the task",
         "extracted": "the same 3 layers, copied and fine-tuned on the labels alone",
     }
-    head = ["", "test accuracy", "of the teacher's (95% interval)", "million parameters"]
+    head = ["", "test accuracy", "share of the teacher's accuracy (95% interval)", "million parameters"]
     lines = [[*head, "ms a sentence, two CPU cores"]]
     for name, shown in names.items():
         values = record["contenders"][name]
