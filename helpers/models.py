@@ -229,11 +229,11 @@ def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = 
     if weights not in ("teacher", "embeddings", "random"):
         raise ValueError(f"weights={weights!r}: choose 'teacher', 'embeddings' or 'random'.")
     student = DistilBertForMaskedLM(student_config(teacher, len(layers)))
-    if weights != "random":
-        copied = student_state_dict(teacher, layers if weights == "teacher" else [])
-        student.load_state_dict(student.state_dict() | copied)
-    if weights == "teacher":
+    if weights == "teacher":  # strict: every weight of the student is copied
+        student.load_state_dict(student_state_dict(teacher, layers))
         student.config.teacher_layers = list(layers)
+    elif weights == "embeddings":
+        student.load_state_dict(student.state_dict() | student_state_dict(teacher, []))
     return student.eval()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 import nbformat
@@ -117,6 +116,20 @@ def between(name: str) -> re.Pattern:
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
 
 
+def filled(page: str, file: str, texts: dict[str, str]) -> str:
+    """The page, which is that file's, with each text between the marks of its name.
+
+    Raises:
+        ValueError: the page has not exactly one place for one of them.
+    """
+    for name, text in texts.items():
+        page, found = between(name).subn(lambda _, text=text: text, page)
+        if found != 1:
+            marks = f"<!-- {name} --> and <!-- /{name} --> once, on lines of their own"
+            raise ValueError(f"{file} needs {marks}.")
+    return page
+
+
 def cost(record: dict, timings: dict) -> plt.Figure:
     """Test accuracy against milliseconds a text."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 4), layout="constrained")
@@ -146,11 +159,7 @@ def main() -> None:
     texts = sections()
     for file, names in PAGES.items():
         page = (ROOT / file).read_text(encoding="utf-8")
-        for name in names:
-            page, found = between(name).subn(lambda _, name=name: texts[name], page)
-            if found != 1:
-                marks = f"<!-- {name} --> and <!-- /{name} --> on lines of their own"
-                sys.exit(f"{file} has no place for the results: {marks}.")
+        page = filled(page, file, {name: texts[name] for name in names})
         (ROOT / file).write_text(page, encoding="utf-8")
     sentiment = metadata("06_sentiment_evaluation")
     figure = cost(sentiment["record"], sentiment["timings"])

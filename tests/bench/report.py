@@ -272,12 +272,8 @@ PLACES = {"bench-summary": summary, "bench": section}
 
 def written(page: str, record: dict) -> str:
     """The page with what the record says. ValueError: a place for it is missing."""
-    for name, text in PLACES.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        page, found = between.subn(lambda _, text=text: f"\n{text(record)}\n\n", page)
-        if found != 1:
-            raise ValueError(f"{PAGE.name} needs <!-- {name} --> and <!-- /{name} --> once, on lines of their own.")
-    return page
+    texts = {name: f"\n{text(record)}\n\n" for name, text in PLACES.items()}
+    return results.filled(page, PAGE.name, texts)
 
 
 DRAWN = ("masked_after", "ours")
