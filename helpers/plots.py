@@ -15,7 +15,6 @@ from matplotlib.patches import FancyBboxPatch
 
 TEACHER, STUDENT, NEUTRAL = "#b2521e", "#1f6f8b", "#5f5f5f"
 """One colour for each role in every picture; they differ in lightness too."""
-MASKED, RANDOM, KEPT = "#333333", "#7b4ab0", "#3d7a4a"  # the three cases of a token to be predicted
 
 
 def ema(values: Sequence[float], alpha: float) -> list[float]:
@@ -228,7 +227,7 @@ def masked_row(original: Sequence[str], read: Sequence[str], picked: Sequence[bo
     for i, (was, token) in enumerate(zip(original, read, strict=True)):
         x, y, color = 1.5 * (i % 10), -1.9 * (i // 10), NEUTRAL
         if picked[i]:
-            color = MASKED if token == mask else KEPT if token == was else RANDOM
+            color = NEUTRAL if token == mask else "#3d7a4a" if token == was else "#7b4ab0"
             was = was if any(map(str.isalnum, was)) else f"“{was}”"  # or a full stop would be a speck
             ax.text(x + 0.7, y + 0.95, was, ha="center", va="center", color=color, weight="bold")
         box(ax, x, y, 1.4, 0.65, token, color, filled=picked[i])

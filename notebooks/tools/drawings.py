@@ -15,11 +15,11 @@ import nbformat
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
-from helpers.plots import KEPT, MASKED, NEUTRAL, RANDOM, STUDENT, TEACHER, arrow, box
+from helpers.plots import NEUTRAL, STUDENT, TEACHER, arrow, box
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"!\[([^\]]+)\]\(attachment:(\w+)\.png\)")
-PICKED, SOFT = "#3d7a4a", "#e9e9e9"
+PICKED, RANDOM, SOFT = "#3d7a4a", "#7b4ab0", "#e9e9e9"
 TOUR = {
     "00": "by hand",
     "01": "batches",
@@ -139,7 +139,7 @@ def blocks() -> Axes:
 def masking() -> Axes:
     words = ["[CLS]", "the", "plot", "was", "thin", ",", "the", "actors", "shone", "[SEP]"]
     fates = {2: "[MASK]", 4: "green", 7: "actors"}
-    colors = {2: MASKED, 4: RANDOM, 7: KEPT}
+    colors = {2: NEUTRAL, 4: RANDOM, 7: PICKED}
     notes = {2: "80 %:\nhidden", 4: "10 %:\na random token", 7: "10 %:\nkept as it is"}
     ax = canvas(17, 5.2, 0.68)
     rows = {
