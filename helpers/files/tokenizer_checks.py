@@ -39,8 +39,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, what: str, to
     if len(lost) > 0.05 * len(words):
         raise ValueError(
             f"{what}: its tokenizer drops capitals or accents, but its vocabulary has them: {lost[0]!r} is read as "
-            f"{' '.join(tokenizer.tokenize(lost[0]))!r}. Set do_lower_case, or strip_accents, to false in "
-            "tokenizer_config.json."
+            f'{" ".join(tokenizer.tokenize(lost[0]))!r}. Write "do_lower_case": false, or "strip_accents": false, into '
+            "its tokenizer_config.json."
         )
 
 

@@ -69,7 +69,7 @@ def _start_head(model: BertForMaskedLM) -> None:
     nn.init.zeros_(transform.dense.bias)
     nn.init.ones_(transform.LayerNorm.weight)
     nn.init.zeros_(transform.LayerNorm.bias)
-    nn.init.zeros_(model.cls.predictions.bias)
+    nn.init.zeros_(model.cls.predictions.decoder.bias)
 
 
 def head_is_untrained(teacher: PreTrainedModel) -> bool:
@@ -102,7 +102,9 @@ def read_config(source: str | Path, what: str) -> PreTrainedConfig:
             "network, take a local folder, TEACHER = 'minilm', or BASELINE = None."
         ) from error
     except ValueError as error:
-        raise ValueError(f"{what}: transformers cannot read its config.json: {_first_line(error)}") from error
+        raise ValueError(
+            f"{what}: transformers cannot read its config.json: {_first_line(error)}. Take one that it knows."
+        ) from error
     if getattr(config, "is_decoder", False):
         raise ValueError(
             f"{what}: config.json says is_decoder, with which each token sees only those before it. Masked words need "
@@ -113,7 +115,7 @@ def read_config(source: str | Path, what: str) -> PreTrainedConfig:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
 
 
 def load_checked(
@@ -155,13 +157,16 @@ def load_checked(
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{what}: its weights cannot be loaded, or do not fit its config.json: {_first_line(error)}"
+            f"{what}: its weights cannot be loaded, or do not fit config.json: {_first_line(error)}. Fetch them again."
         ) from error
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # each tokenizer raises its own, the fast ones a bare Exception
-        raise ValueError(f"{what}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(
+            f"{what}: its tokenizer cannot be loaded: {_first_line(error)}. Fetch its files again, or install what it "
+            "needs."
+        ) from error
     encoder = f"{model.base_model_prefix}."
     names = [*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])]
     lacking = sorted(name for name in names if name.startswith(encoder) and ".pooler." not in name)
@@ -173,7 +178,9 @@ def load_checked(
     check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, what, tokens)
     most = positions(model)
     if max_length and most and max_length > most:
-        raise ValueError(f"MAX_LENGTH is {max_length}, but {what} takes {most} tokens at most.")
+        raise ValueError(
+            f"MAX_LENGTH is {max_length}, but {what} takes {most} tokens at most. Set it to {most} or less."
+        )
     return model.eval(), tokenizer, sorted(set(names) - set(lacking))
 
 
@@ -224,10 +231,16 @@ def load_teacher(
     transform = {name for name in model.state_dict() if name.startswith("cls.predictions.transform.")}
     if transform <= set(lacking):
         _start_head(model)
-    elif lacking:
+        return model, tokenizer
+    biases = ["cls.predictions.bias", "cls.predictions.decoder.bias"]
+    if len(set(lacking) & set(biases)) == 1:  # an untied head's one bias was saved under either name
+        if biases[1] in lacking:
+            model.cls.predictions.decoder.bias = model.cls.predictions.bias
+        lacking = [name for name in lacking if name not in biases]
+    if lacking:
         raise ValueError(
-            f"{what}: the checkpoint has a masked-LM head, but not all of it: {', '.join(lacking)} is missing. If the "
-            "output matrix is that of the word embeddings, set tie_word_embeddings to true in config.json."
+            f"{what}: the checkpoint has a masked-LM head, but not all of it: it lacks {', '.join(lacking)}. Fetch "
+            "it again; if only the decoder's weight is missing, set tie_word_embeddings to true in config.json."
         )
     return model, tokenizer
 
