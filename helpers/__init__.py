@@ -10,7 +10,7 @@
 - `evaluation`: scores, intervals, paired bootstrap
 - `plots`: the pictures
 
-What a reader does not need at first is in `files` (CSV in its forms; `data` uses it), `catalyst_today` (engine, step,
-saving and resuming on today's stack; `training` and `classification` use it) and `runs` (parameters, records, model
-cards, config files). Take those as given.
+What a reader does not need at first is in `files` (of texts and models, and what can be wrong with them; `data` and
+`models` use it), `catalyst_today` (engine, step, saving and resuming on today's stack; `training` and `classification`
+use it) and `runs` (parameters, records, model cards, config files). Take those as given.
 """

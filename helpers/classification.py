@@ -13,13 +13,13 @@ from catalyst.core.callback import Callback
 from catalyst.core.logger import ILogger
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.callbacks import ConfusionCallback, KLDivLossCallback, LabelLossCallback, MSELossCallback, weighted_sum
 from helpers.catalyst_today.engine import Engine
 from helpers.catalyst_today.history import History, SilentLogger
 from helpers.data import lengths, row_loader
-from helpers.models import quiet_transformers
+from helpers.models import load_checked, read_config
 from helpers.runner import ClassifierRunner
 from helpers.training import fit
 
@@ -53,31 +53,27 @@ def classifier_of(model: PreTrainedModel, labels: Sequence[str], seed: int) -> P
     return classifier.eval()
 
 
-def load_baseline(name_or_path: str, labels: Sequence[str], seed: int):
+def load_baseline(name_or_path: str, labels: Sequence[str], seed: int, max_length: int | None = None):
     """A classifier on any encoder that `transformers` loads, and its own tokenizer.
 
     Args:
         name_or_path: a name on the Hugging Face hub, or a local folder.
         labels: the names of the classes.
         seed: of the head's random weights.
+        max_length: how many tokens the model has to take.
 
     Raises:
-        FileNotFoundError: there is no such model, or the hub cannot be reached.
+        FileNotFoundError, ValueError: what `models.read_config` and `models.load_checked` find.
     """
+    what = f"BASELINE {str(name_or_path)!r}"
+    config = read_config(name_or_path, what)
+    _named(config, labels)
     torch.manual_seed(seed)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            classifier = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, num_labels=len(labels), ignore_mismatched_sizes=True, dtype=torch.float32
-            )
-    except OSError as error:
-        raise FileNotFoundError(
-            f"BASELINE {str(name_or_path)!r} is no folder with a model and a tokenizer, and the hub gives no such "
-            "model or cannot be reached. Leave BASELINE = None to go without."
-        ) from error
-    _named(classifier.config, labels)
-    return classifier.eval(), tokenizer
+    options = {"max_length": max_length, "ignore_mismatched_sizes": True}  # of a head with other classes
+    kind = AutoModelForSequenceClassification
+    classifier, tokenizer, _ = load_checked(kind, name_or_path, config, what, **options)
+    classifier.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's does not say it
+    return classifier, tokenizer
 
 
 def train_classifier(

@@ -164,7 +164,7 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("MAX_LENGTH", 65, "the teacher takes 64 tokens at most"), ("LAYERS", [0, 9], "layers 0 to 3, so not")],
+    [("MAX_LENGTH", 65, "TEACHER .* takes 64 tokens at most"), ("LAYERS", [0, 9], "layers 0 to 3, so not")],
 )
 def test_what_the_teacher_cannot_do_is_said_before_it_is_trained(parameters, monkeypatch, name, value, message):
     monkeypatch.setattr(experiment, "train_masked_lm", lambda *args, **kwargs: pytest.fail("trained"))

@@ -13,6 +13,7 @@ FRONT = ["data", "models", "losses", "callbacks", "runner", "training", "classif
 BACK = ["files", "catalyst_today", "runs"]
 MAY_USE_BACK_ROOMS = {
     "data": {"files"},
+    "models": {"files"},
     "training": {"catalyst_today"},
     "classification": {"catalyst_today"},
     "runs": {"catalyst_today"},

@@ -224,7 +224,7 @@ def test_a_hub_name_without_a_network_says_what_works_without(monkeypatch):
 
 
 def test_load_teacher_refuses_other_weights_under_minilms_name(monkeypatch):
-    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(models.teacher, "MINILM_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="sha256"):
         models.load_teacher("minilm")
 

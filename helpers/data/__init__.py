@@ -23,6 +23,7 @@ from helpers.data.masked import (
     token_lengths,
 )
 from helpers.data.texts import bundled_reviews, drop_repeats, read_labelled, read_texts, with_label_names, without_bars
+from helpers.files.tokenizer_checks import check_known
 
 __all__ = [
     "IGNORED",
@@ -32,6 +33,7 @@ __all__ = [
     "MaskingCollator",
     "balanced_weights",
     "bundled_reviews",
+    "check_known",
     "drop_repeats",
     "encode",
     "label_loaders",

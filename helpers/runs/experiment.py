@@ -159,10 +159,7 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> 
         engine: where and in which precision to train it; None takes an engine of its own. A head that was trained in
             another precision is another.
     """
-    model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]))
-    most = model.config.max_position_embeddings
-    if parameters["MAX_LENGTH"] > most:
-        raise ValueError(f"MAX_LENGTH is {parameters['MAX_LENGTH']}, but the teacher takes {most} tokens at most.")
+    model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]), parameters["MAX_LENGTH"])
     if "LAYERS" in parameters:
         # Here, before minutes of training, and not only where the student is extracted.
         check_layers(chosen_layers(parameters["LAYERS"], depth := model.config.num_hidden_layers), depth)

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.catalyst_today.engine import Engine
-from helpers.classification import classifier_of, predict, train_classifier
-from helpers.data import balanced_weights, encode, label_loaders, part, with_teacher_logits
-from helpers.models import extract_student, weights_sha256
+from helpers.classification import classifier_of, load_baseline, predict, train_classifier
+from helpers.data import balanced_weights, check_known, encode, label_loaders, part, with_teacher_logits
+from helpers.models import extract_student, load_teacher, weights_sha256
 from helpers.runs.cards import model_card
 from helpers.runs.experiment import (
     VALIDATIONS,
@@ -25,6 +25,7 @@ from helpers.runs.experiment import (
     ensure_student,
     labelled_corpus,
     read_corpus,
+    teacher_source,
 )
 from helpers.runs.records import fingerprint, from_root, with_contents
 from helpers.training import warmup_steps
@@ -65,6 +66,21 @@ class Task:
     steps: int
     warmup_steps: int
     card: Callable[[int, dict[str, float]], ModelCard]
+
+
+def check_models(parameters: dict[str, Any]) -> None:
+    """Look, before anything is trained, whether TEACHER and BASELINE can read MAX_LENGTH tokens of the labelled texts.
+
+    Raises:
+        FileNotFoundError, ValueError: what `labelled_corpus`, `load_teacher`, `load_baseline` and `check_known` find.
+    """
+    table, most = labelled_corpus(parameters), parameters["MAX_LENGTH"]
+    _, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]), most)
+    check_known(table, tokenizer, "LABELLED_CORPUS", "TEACHER")
+    if parameters.get("BASELINE") is not None:
+        labels = table.features["label"].names
+        _, tokenizer = load_baseline(teacher_source(parameters["BASELINE"]), labels, seed=0, max_length=most)
+        check_known(table, tokenizer, "LABELLED_CORPUS", "BASELINE")
 
 
 def task_loaders(

@@ -28,9 +28,9 @@ AS_THEY_ARE = "its numbers are shown as they are"
 LISTED = {
     "helpers.plots": PICTURES,
     "helpers.catalyst_today.history.LiveCurvesCallback": PICTURES,
-    "helpers.models._minilm_folder": PACKAGED,
-    "helpers.models.MINILM_SHA256": PACKAGED,
-    "helpers.models.spread_layers": MIDDLE,
+    "helpers.models.teacher._minilm_folder": PACKAGED,
+    "helpers.models.teacher.MINILM_SHA256": PACKAGED,
+    "helpers.models.student.spread_layers": MIDDLE,
     "helpers.data.texts.bundled_reviews": PACKAGED,
     "helpers.runs.experiment.read_corpus": PACKAGED,
     "helpers.runs.experiment.labelled_corpus": PACKAGED,

@@ -1,0 +1,43 @@
+"""The teacher, the student's shape and extraction, and the wrapper that both are trained in."""
+
+from transformers import DistilBertForMaskedLM
+
+from helpers.models.masked import ROWS_TO_A_MULTIPLE_OF, MaskedPositionLM
+from helpers.models.student import (
+    HEAD_PARTS,
+    LAYER_NORM_EPSILON,
+    LAYER_PARTS,
+    check_layers,
+    extract_student,
+    spread_layers,
+    student_config,
+    student_state_dict,
+)
+from helpers.models.teacher import (
+    head_is_untrained,
+    load_checked,
+    load_teacher,
+    quiet_transformers,
+    read_config,
+    weights_sha256,
+)
+
+__all__ = [
+    "HEAD_PARTS",
+    "LAYER_NORM_EPSILON",
+    "LAYER_PARTS",
+    "ROWS_TO_A_MULTIPLE_OF",
+    "DistilBertForMaskedLM",
+    "MaskedPositionLM",
+    "check_layers",
+    "extract_student",
+    "head_is_untrained",
+    "load_checked",
+    "load_teacher",
+    "quiet_transformers",
+    "read_config",
+    "spread_layers",
+    "student_config",
+    "student_state_dict",
+    "weights_sha256",
+]
