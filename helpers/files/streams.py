@@ -88,23 +88,21 @@ def sample_of(path: Path) -> bytes:
 def _code_page(sample: bytes) -> str | None:
     """cp1251 or cp1252, if the bytes clearly speak for one of them.
 
-    In Cyrillic, whole words have no ASCII letter; in Latin scripts, accented letters stand between ASCII letters.
+    In Cyrillic, letters beyond ASCII stand together; in Latin scripts, one or two of them stand among ASCII letters.
     """
-    beyond = re.findall(rb"[\x80-\xff]", sample)
-    letters = rb"[A-Za-z\xa8\xb8\xc0-\xff]{2,}"
-    kinds = [(word.translate(None, bytes(range(128))), word) for word in re.findall(letters, sample)]
-    cyrillic = sum(own == word for own, word in kinds)
-    latin = sum(b"" != own != word for own, word in kinds)
-    # Quotation marks, dashes, the ellipsis and the space that does not break: the same bytes in both.
-    shared = rb"[\x84\x85\x91-\x97\xa0\xab\xbb\xb9]"
+    runs = re.findall(rb"([A-Za-z]?)([\xa8\xb8\xc0-\xff]+)(?=([A-Za-z]?))", sample)
+    cyrillic = sum(len(letters) > 2 for _, letters, _ in runs)
+    latin = sum(len(letters) < 3 and bool(before or after) for before, letters, after in runs)
+    beyond = len(re.findall(rb"[\x80-\xff]", sample))
     lower = len(re.findall(rb"[\xb8\xe0-\xff]", sample))
     upper = len(re.findall(rb"[\xa8\xc0-\xdf]", sample))
-    signs = len(re.findall(shared, sample))
-    if lower + upper + signs < 0.9 * len(beyond):
+    # Quotation marks, dashes, the ellipsis and the space that does not break have the same bytes in both.
+    signs = len(re.findall(rb"[\x84\x85\x91-\x97\xa0\xab\xbb]", sample))
+    if lower + upper + signs < 0.9 * beyond:
         return None
     if cyrillic > 4 * latin and lower > upper:
         return "cp1251"
-    if latin > 4 * cyrillic or signs == len(beyond):
+    if latin > 4 * cyrillic or signs == beyond:
         return "cp1252"
     return None
 
@@ -124,8 +122,9 @@ def encoding_of(path: Path, sample: bytes, names: Iterable[str] = ()) -> str:
         return "utf-16"
     if sample.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
-    unmarked = [each for each in ("utf_16_le", "utf_16_be") if any(name.encode(each) in sample for name in names)]
-    if b"\0" in sample and unmarked:
+    wide = ("utf_16_le", "utf_16_be") if b"\0" in sample else ()
+    unmarked = [each for each in wide if any(name in sample.decode(each, "replace") for name in names)]
+    if unmarked:
         encoding = unmarked[0]
     else:
         try:
@@ -156,8 +155,8 @@ def lines_of(path: Path, encoding: str, end: str = "\n") -> Iterator[str]:
         end: ``"\\n"`` (a carriage return before it stays), or ``"\\r"``.
 
     Raises:
-        ValueError: the file is cut short or damaged, a line has more than `LONGEST` characters, or a line holds bytes
-            that do not fit the encoding, or a NUL.
+        ValueError: the file is cut short or damaged, a line has more than `LONGEST` characters, holds bytes that do
+            not fit the encoding, or a NUL, or the last one has another end than the others.
     """
     with naming(path), _opened(path) as file:
         text = io.TextIOWrapper(file, encoding, errors="helpers.files.mark", newline=end)
@@ -173,6 +172,11 @@ def lines_of(path: Path, encoding: str, end: str = "\n") -> Iterator[str]:
                 raise ValueError(
                     f"{path}: line {number} holds a NUL, which texts do not have. The file is damaged, or in another "
                     f"encoding than {encoding}. Save it as UTF-8."
+                )
+            if end == "\n" and line[-1] == "\r":
+                raise ValueError(
+                    f"{path}: line {number}, the last, ends with a carriage return alone, and others with a line feed. "
+                    "End all lines alike, and put quotes around texts that hold line breaks."
                 )
             if len(line) == LONGEST and line[-1] != end:
                 raise ValueError(f"{path}: line {number} has more than {LONGEST:,} characters. Is it a file of texts?")

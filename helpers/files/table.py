@@ -45,7 +45,7 @@ def _reader() -> list[str]:
     return [_sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
 
 
-def _opened(file: str | Path, wanted: Wanted) -> tuple[list[str], Rows]:
+def open_file(file: str | Path, wanted: Wanted) -> tuple[list[str], Rows]:
     """What names the content of a file, and its rows."""
     if isinstance(file, str):
         fingerprint, rows = open_hub(file, wanted)
@@ -76,7 +76,7 @@ def read_columns(source: str | Path | Sequence[str | Path], wanted: Wanted) -> d
     """
     names = [str(field) for field in wanted.values()]
     with without_bars():
-        opened = [_opened(file, wanted) for file in files_of(source)]
+        opened = [open_file(file, wanted) for file in files_of(source)]
     named_by = [_reader(), [repr(field) for field in wanted.values()], [content for content, _ in opened]]
 
     def rows() -> Iterator[dict[str, str | None]]:
