@@ -13,15 +13,20 @@ import threading
 
 import datasets
 import pandas as pd
+import papermill
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from conftest import ROOT
 from helpers import data
 from helpers.files.sources import READ, files_of
 from helpers.runs import experiment
 from helpers.runs.records import with_contents
+
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import parameter_table
 
 ROWS = [
     ("Фильм, который; стоит\tсмотреть.", "good"),
@@ -411,3 +416,99 @@ def test_parameters_read_from_each_kind_of_source(tmp_path, monkeypatch):
         assert experiment.read_corpus({"CORPUS": source, "TEXT_FIELD": "text"})["text"][:] == ["so good", "so bad"]
         fields = {"LABELLED_TEXT_FIELD": "text", "LABEL_FIELD": "label"}
         assert experiment.labelled_corpus({"LABELLED_CORPUS": source, **fields})["label"][:] == [0, 1]
+
+
+MEASURE = """
+import sys, threading
+from pathlib import Path
+from helpers import data
+
+
+def anonymous_kb():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def watch():
+    global peak
+    while not done.wait(0.01):
+        peak = max(peak, anonymous_kb())
+
+
+before = peak = anonymous_kb()
+done = threading.Event()
+thread = threading.Thread(target=watch)
+thread.start()
+rows = len(data.read_texts(sys.argv[1]))
+done.set()
+thread.join()
+print(rows, (peak - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("ending", [".csv", ".jsonl.gz", ".parquet", ".txt.zst"])
+def test_memory_does_not_grow_with_the_file(tmp_path, ending):
+    texts = [f"text {i}, and more of it {i * 7919} {'so good ' * 20}" for i in range(300_000)]
+    frame, path = pd.DataFrame({"text": texts}), tmp_path / f"many{ending}"
+    if ending == ".csv":
+        frame.to_csv(path, index=False)
+    elif ending == ".parquet":
+        frame.to_parquet(path, row_group_size=len(frame))
+    elif ending == ".txt.zst":
+        path.write_bytes(PACK[".zst"]("\n".join(texts).encode()))
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    rows, grown_mb = map(int, said.split()[-2:])
+    assert rows == 300_000
+    assert grown_mb < 70, "the texts alone are 64 MB as bytes, and more as Python's strings"
+
+
+SMALL = {"TEACHER_STEPS": 4, "MAX_STEPS": 4, "FINE_TUNING_EPOCHS": 1, "FINE_TUNING_LEARNING_RATES": [1e-3]}
+SMALL |= {"TASK_EPOCHS": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".csv", ".tsv.xz", ".jsonl.gz", ".parquet", ".txt.zst", "several"])
+def test_notebooks_03_and_06_run_from_each_form(tmp_path, tiny_folder, ending):
+    corpus = pd.read_csv(ROOT / "tests" / "data" / "sentences.csv")
+    labelled = pd.read_csv(ROOT / "tests" / "data" / "labelled.csv")
+    _, plain, packed = (".csv.gz" if ending == "several" else f"{ending}.").split(".")[:3]
+
+    def wrote(frame, name, column):
+        path = tmp_path / f"{name}.{plain}{'.' * bool(packed)}{packed}"
+        content = {
+            "csv": lambda: frame.to_csv(index=False).encode(),
+            "tsv": lambda: frame.to_csv(index=False, sep="\t").encode(),
+            "jsonl": lambda: frame.to_json(orient="records", lines=True).encode(),
+            "parquet": lambda: frame.to_parquet(index=False),
+            "txt": lambda: "\n".join(frame[column]).encode(),
+        }[plain]()
+        path.write_bytes(PACK[f".{packed}"](content) if packed else content)
+        return str(path)
+
+    values = yaml.safe_load((ROOT / "notebooks" / "parameters" / "tiny.yaml").read_text(encoding="utf-8")) | SMALL
+    values |= {"TEACHER": str(tiny_folder), "OUTPUT_DIR": str(tmp_path / "artifacts")}
+    if ending == "several":
+        wrote(corpus[:20], "news 1", "text")
+        wrote(corpus[20:], "news 2", "text")
+        values["CORPUS"] = str(tmp_path / "news *.csv.gz")
+        values["LABELLED_CORPUS"] = [wrote(labelled[::2], "one", "review"), wrote(labelled[1::2], "two", "review")]
+    else:
+        values["CORPUS"] = wrote(corpus, "corpus", "text")
+        values["LABELLED_CORPUS"] = wrote(labelled, "labelled", "review")
+    if plain == "txt":
+        parts = labelled.groupby("language")
+        values["LABELLED_CORPUS"] = {language: wrote(part, language, "review") for language, part in parts}
+        values["LABELLED_TEXT_FIELD"] = "text"
+    for number in ("03_runner", "06_sentiment_evaluation"):
+        used = {name: value for name, value in values.items() if name in parameter_table.by_notebook()[number[:2]]}
+        notebook, copy = ROOT / "notebooks" / f"{number}.ipynb", tmp_path / f"{number}.ipynb"
+        papermill.execute_notebook(notebook, copy, used, progress_bar=False, kernel_name="python3")
+        assert (tmp_path / "artifacts" / number / "metrics.json").is_file()
+    record = json.loads((tmp_path / "artifacts" / number / "metrics.json").read_text(encoding="utf-8"))
+    assert record["labels"] == ["english", "german", "russian"]
