@@ -81,8 +81,8 @@ def test_read_texts_sees_an_edited_file(tmp_path):
         (b"", ValueError, "the file is empty"),
         (b"id,body\n1,x\n", ValueError, r"no column 'text'. Its columns are \['id', 'body'\]"),
         (b"id;body;text2\n1;x;y\n", ValueError, r"Its columns are \['id', 'body', 'text2'\]"),
-        (b"id,text\n1,\n", ValueError, "no row of column 'text' holds any text"),
-        (b"id,text\n1,a,b,c\n", ValueError, "row 2 has 4 fields, the first row 2"),
+        (b"id,text\n1,\n", ValueError, "no row of column 'text' holds a text"),
+        (b"id,text\n1,a,b,c\n", ValueError, r"row 2 \(line 2\) has 4 fields, the first row 2"),
         (b"id,text\n1,a\n2,b,c\n", ValueError, "not readable as CSV"),
     ],
 )
@@ -132,7 +132,7 @@ def test_lentas_news_are_read_as_they_are_published(tmp_path, capsys, tiny):
 def test_bytes_that_stop_being_utf8_after_the_sample_are_named(tmp_path):
     path = tmp_path / "bad.csv"
     path.write_bytes(b"text\n" + b"plain words here\n" * 70_000 + "Ёлка\n".encode("cp1251"))
-    with pytest.raises(ValueError, match=r"bad\.csv: not readable as CSV in utf-8: line 70002 holds other bytes"):
+    with pytest.raises(ValueError, match=r"bad\.csv: not readable in utf-8: line 70002 holds other bytes"):
         data.read_texts(path)
 
 

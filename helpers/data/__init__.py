@@ -22,7 +22,9 @@ from helpers.data.masked import (
     masked_targets,
     token_lengths,
 )
-from helpers.data.texts import bundled_reviews, drop_repeats, read_labelled, read_texts, with_label_names, without_bars
+from helpers.data.texts import bundled_reviews, drop_repeats, read_labelled, read_texts, with_label_names
+from helpers.files.sources import files_of, source_name
+from helpers.files.table import without_bars
 from helpers.files.tokenizer_checks import check_known
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "check_known",
     "drop_repeats",
     "encode",
+    "files_of",
     "label_loaders",
     "lengths",
     "masked_lm_loaders",
@@ -46,6 +49,7 @@ __all__ = [
     "read_texts",
     "row_loader",
     "sentences",
+    "source_name",
     "token_lengths",
     "with_label_names",
     "with_teacher_logits",

@@ -20,7 +20,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, P
 from helpers.catalyst_today.engine import Engine, default_precision, is_main_process, wait_for_everyone
 from helpers.catalyst_today.history import History
 from helpers.catalyst_today.saving import save_folder, write_json
-from helpers.data import bundled_reviews, masked_lm_loaders, read_labelled, read_texts, without_bars
+from helpers.data import bundled_reviews, masked_lm_loaders, read_labelled, read_texts, source_name, without_bars
 from helpers.models import (
     check_layers,
     extract_student,
@@ -30,7 +30,7 @@ from helpers.models import (
     spread_layers,
 )
 from helpers.runs.cards import model_card
-from helpers.runs.records import fingerprint, from_root, identity
+from helpers.runs.records import fingerprint, from_root, identities, identity, texts_from_root
 from helpers.training import distill, train_masked_lm
 
 VALIDATIONS = 4
@@ -46,7 +46,7 @@ def read_corpus(parameters: dict[str, Any]):
     """The texts that CORPUS names; ``"bundled"`` is the IMDb reviews, Rotten Tomatoes being kept for evaluation."""
     if parameters["CORPUS"] == "bundled":
         return bundled_reviews("imdb")
-    return read_texts(from_root(parameters["CORPUS"]), parameters["TEXT_FIELD"])
+    return read_texts(texts_from_root(parameters["CORPUS"]), parameters["TEXT_FIELD"])
 
 
 def labelled_corpus(parameters: dict[str, Any]) -> datasets.Dataset:
@@ -56,11 +56,7 @@ def labelled_corpus(parameters: dict[str, Any]) -> datasets.Dataset:
         reviews = bundled_reviews("rotten_tomatoes")
         with without_bars():
             return reviews.cast_column("label", datasets.ClassLabel(names=["negative", "positive"]))
-    if isinstance(source, dict):
-        source = {label: from_root(file) for label, file in source.items()}
-    else:
-        source = from_root(source)
-    return read_labelled(source, parameters["LABELLED_TEXT_FIELD"], parameters["LABEL_FIELD"])
+    return read_labelled(texts_from_root(source), parameters["LABELLED_TEXT_FIELD"], parameters["LABEL_FIELD"])
 
 
 def split_steps(steps: int) -> tuple[int, int]:
@@ -141,7 +137,7 @@ def _teacher_values(parameters: dict[str, Any], trained: bool, engine: Engine | 
     keys = ("MAX_LENGTH", "TEACHER_BATCH_SIZE", "TEACHER_STEPS") if trained else ("MAX_LENGTH",)
     return {
         "TEACHER": identity(parameters["TEACHER"]),
-        "CORPUS": [identity(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
+        "CORPUS": [identities(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
         "precision": engine.mixed_precision if engine else default_precision()[0],
         **{key: parameters[key] for key in keys},
     }
@@ -252,7 +248,7 @@ def card(
         what = f"A DistilBERT of its teacher's layers {layers}, {how}."
         settings |= {"blocks in a batch": parameters["BATCH_SIZE"], "learning rate": parameters["LEARNING_RATE"]}
         settings |= {"losses": weights, "temperature": parameters["TEMPERATURE"], "seed": parameters["SEED"]}
-    corpus = "stanfordnlp/imdb" if parameters["CORPUS"] == "bundled" else parameters["CORPUS"]
+    corpus = "stanfordnlp/imdb" if parameters["CORPUS"] == "bundled" else source_name(parameters["CORPUS"])
     source = {"teacher": parameters["TEACHER"], "corpus": corpus}
     return model_card(title, "fill-mask", what, **source, settings=settings, metrics=metrics)
 

