@@ -29,7 +29,7 @@ from helpers.runs.experiment import card as experiment_card
 from helpers.runs.parameters import check_parameters, did_you_mean
 from helpers.runs.records import fingerprint, from_root, with_contents, without_output_dir
 from helpers.runs.task import Task
-from helpers.training import SEED_STRIDE, warmup_steps
+from helpers.training import run_seed, warmup_steps
 
 PIPELINES = (Path("notebooks/configs/distill.yml"), Path("notebooks/configs/sentiment.yml"))
 """The configs that others are merged over; their sections are those that there are."""
@@ -70,7 +70,7 @@ def parameters(makes: str = "student", **values) -> SimpleNamespace:
         epochs=epochs,
         steps=epochs * steps_per_epoch,
         warmup_steps=warmup_steps(epochs * steps_per_epoch),
-        seed=SEED_STRIDE * values["SEED"],
+        seed=run_seed(values["SEED"]),
         logdir=str(logdir),
     )
 
