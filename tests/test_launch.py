@@ -24,6 +24,7 @@ from catalyst import dl
 from catalyst.contrib.scripts.run import process_configs, run_from_config
 from catalyst.registry import REGISTRY
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from conftest import ROOT
 from helpers import classification, data, models, training
@@ -620,6 +621,8 @@ def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny
         assert same == {key: value for key, value in theirs.items() if key in same}
     kept = "best" if pipeline == "distill" else "last"
     weights = load_file(logdir(tmp_path, makes=makes) / kept / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(logdir(tmp_path, makes=makes) / kept)
+    assert tokenizer.model_max_length == (64 if makes == "student" else values["MAX_LENGTH"])
     expected = made[0].state_dict()
     assert set(weights) <= set(expected)
     assert all(torch.equal(weight, expected[key]) for key, weight in weights.items())
