@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from helpers import classification, data, evaluation
+from helpers import classification, data, evaluation, training
 from helpers.catalyst_today.saving import save_folder
 from helpers.runs import experiment
 from helpers.runs.cards import model_card
@@ -65,7 +65,10 @@ def test_a_teacher_from_the_hub_is_the_base_model(teacher, base_model, tmp_path)
 
 
 def test_the_card_reports_the_weights_that_are_saved_and_not_better_ones(parameters, engine, monkeypatch):
-    monkeypatch.setattr(experiment, "TEACHER_LEARNING_RATE", 0.03)  # so that the last weights are not the best
+    def schedule(optimizer, *_):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 20 else 400.0)
+
+    monkeypatch.setattr(training, "get_linear_schedule_with_warmup", schedule)  # the last weights are not the best
     values = parameters | {"TEACHER_STEPS": 40}
     teacher = experiment.ensure_teacher(values, engine)
     assert teacher.history.kept["loss"] < teacher.history.validations[-1]["loss"], "else this shows nothing"
