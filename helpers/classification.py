@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.callbacks import ConfusionCallback, KLDivLossCallback, LabelLossCallback, MSELossCallback, weighted_sum
+from helpers.callbacks import TASK_LOSSES, ConfusionCallback, KLDivLossCallback, LabelLossCallback, weighted_sum
 from helpers.catalyst_today.engine import Engine
 from helpers.catalyst_today.history import History, SilentLogger
 from helpers.data import lengths, row_loader
@@ -120,11 +120,8 @@ def task_measures(
     loss_weights: dict[str, float], classes: int, temperature: float, class_weights: Tensor | None
 ) -> dict[str, Callback]:
     """The losses that have a weight, their sum as ``loss``, and accuracy and macro F1. See `train_classifier`."""
-    losses = {
-        "labels": LabelLossCallback(class_weights=class_weights),
-        "kl": KLDivLossCallback(temperature=temperature),
-        "mse": MSELossCallback(),
-    }
+    losses = {name: make() for name, make in TASK_LOSSES.items()} | {"kl": KLDivLossCallback(temperature=temperature)}
+    losses["labels"] = LabelLossCallback(class_weights=class_weights)
     return {**weighted_sum(loss_weights, losses), "confusion": ConfusionCallback(classes)}
 
 

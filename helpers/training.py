@@ -42,6 +42,14 @@ SEED_STRIDE = 10_000
 """Catalyst seeds each epoch with the run's seed plus the epoch's number: without a stride, neighbours share masks."""
 
 
+def run_seed(seed: int) -> int:
+    """The seed that Catalyst is given: `SEED_STRIDE` times `seed`, or a hash of a seed for which numpy has no room."""
+    room = 2**32 - SEED_STRIDE  # numpy takes 32 bits; the epoch's number is added
+    if SEED_STRIDE * seed <= room:
+        return SEED_STRIDE * seed
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) % room
+
+
 def warmup_steps(steps: int) -> int:
     """6 % of a run's steps."""
     return round(0.06 * steps)
@@ -188,7 +196,7 @@ def fit(
             loggers=run_loggers(logdir) | dict(loggers or {}),
             logdir=None if logdir is None else str(logdir),
             num_epochs=epochs,
-            seed=SEED_STRIDE * seed,
+            seed=run_seed(seed),
             valid_loader="valid",
             valid_metric="loss",
             minimize_valid_metric=True,
@@ -281,8 +289,10 @@ def distill(
     """
     measures = masked_lm_measures(loss_weights, temperature)
     check_pair(teacher, student, loss_weights)
-    settings = {"loss_weights": loss_weights, "temperature": temperature, "teacher": weights_sha256(teacher)}
+    settings = {"loss_weights": loss_weights, "temperature": temperature}
     settings |= {"layers": getattr(student.config, "teacher_layers", None)}
+    if options.get("logdir") is not None:  # a hash of all its weights takes a second
+        settings["teacher"] = weights_sha256(teacher)
     options |= {"name": name, "settings": settings | (options.get("settings") or {})}
     if {loss for loss, weight in loss_weights.items() if weight > 0} == {"mlm"}:
         return fit(MaskedLMRunner(), MaskedPositionLM(student), measures, loaders, **options)

@@ -24,6 +24,7 @@ from catalyst import dl
 from catalyst.contrib.scripts.run import process_configs, run_from_config
 from catalyst.registry import REGISTRY
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from conftest import ROOT
 from helpers import classification, data, models, training
@@ -58,6 +59,7 @@ class StopsAt(dl.Callback):
 @pytest.fixture(autouse=True)
 def _state_after_each_epoch(monkeypatch):
     monkeypatch.setattr(training, "ResumeCallback", partial(checkpoints.ResumeCallback, seconds=0))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which a config file's first section sets
 
 
 @pytest.fixture
@@ -497,7 +499,7 @@ def logdir(tmp_path, name="mine", makes="student"):
 
 
 def parameters_of(configs):
-    merged = process_configs(configs)["parameters"]
+    merged = launch._config(configs)["parameters"]
     return {name: value for name, value in merged.items() if name.isupper()}
 
 
@@ -583,10 +585,11 @@ def task_by_hand(values, taught_by):
     return teach(student, *pair, values["TASK_EPOCHS"], 3e-3, loss_weights=values["TASK_LOSS_WEIGHTS"])
 
 
-@pytest.mark.parametrize("name", ["distill", "labels", "teacher"])
+@pytest.mark.parametrize("name", ["distill", "mlm", "labels", "teacher"])
 def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny_folder, monkeypatch):
-    pipeline, makes = ("distill", "student") if name == "distill" else ("sentiment", "classifier")
-    configs = config(tmp_path, tiny_folder, pipeline=pipeline, SEED=0)
+    pipeline, makes = ("distill", "student") if name in ("distill", "mlm") else ("sentiment", "classifier")
+    weights = {"LOSS_WEIGHTS": {"mlm": 1.0}} if name == "mlm" else {}
+    configs = config(tmp_path, tiny_folder, pipeline=pipeline, SEED=0, **weights)
     if name == "teacher":
         configs.insert(1, CONFIGS / "task.yml")
     monkeypatch.chdir(ROOT)
@@ -597,7 +600,7 @@ def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny
     made = []
 
     def start():
-        if name == "distill":
+        if pipeline == "distill":
             made.append(experiment.ensure_student(values, experiment.ensure_teacher(values)).model)
         else:
             made.append(task_by_hand(values, name))
@@ -606,7 +609,7 @@ def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny
     assert by_config[0] is by_hand[0]
     for kind in ("callbacks", "loggers"):
         ours, theirs = by_config[1][kind], by_hand[1][kind]
-        if kind == "loggers" and name != "distill":  # notebook 06 is silent in its 28 runs
+        if kind == "loggers" and pipeline != "distill":  # notebook 06 is silent in its 28 runs
             assert (ours.pop("console")[0], theirs.pop("console")[0]) == (ValidationLogger, SilentLogger)
         assert ours == theirs
         assert list(ours) == list(theirs)
@@ -616,8 +619,10 @@ def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny
     for ours, theirs in zip(*(options["optimizer"].param_groups for _, options in (by_config, by_hand)), strict=True):
         same = {key: value for key, value in ours.items() if key not in ("params", "lr", "initial_lr")}
         assert same == {key: value for key, value in theirs.items() if key in same}
-    kept = "best" if name == "distill" else "last"
+    kept = "best" if pipeline == "distill" else "last"
     weights = load_file(logdir(tmp_path, makes=makes) / kept / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(logdir(tmp_path, makes=makes) / kept)
+    assert tokenizer.model_max_length == (64 if makes == "student" else values["MAX_LENGTH"])
     expected = made[0].state_dict()
     assert set(weights) <= set(expected)
     assert all(torch.equal(weight, expected[key]) for key, weight in weights.items())
@@ -672,7 +677,7 @@ def test_config_files_name_what_is_there(file):
         assert not name.isupper() or PARAMETERS[name][0](value), name
 
 
-def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_folder, monkeypatch):
+def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_folder, monkeypatch, capsys):
     file = tmp_path / "wrong.yml"
     file.write_text(
         "calbacks: {}\nstudent: {layrs: 2}\nrunner: {_target_: helpers.runner.DistilMLMRuner}\n"
@@ -682,8 +687,13 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
     monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
     monkeypatch.setenv("WORLD_SIZE", "1")
     values = parameters_of(configs)
-    with pytest.raises(SystemExit) as stopped:
-        launch.parameters(**values)
+
+    def said_at_the_end(**changes):
+        with pytest.raises(SystemExit):
+            launch.parameters(**values | changes)
+        return capsys.readouterr().err
+
+    message = said_at_the_end()
     for said in (
         "wrong.yml: there is no section 'calbacks'; did you mean callbacks?",
         "student: student takes no 'layrs'; did you mean layers?",
@@ -691,15 +701,66 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
         "callbacks.kl: there is no helpers.calbacks.KLDivLossCallback; did you mean helpers.callbacks?",
         "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?",
     ):
-        assert said in str(stopped.value)
+        assert said in message
     monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", str(configs[0])])
     del values["MAX_STEPZ"]
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(SystemExit, match="BATCH_SIZE is 64: 3 processes cannot share it evenly"):
-        launch.parameters(**values)
+    assert "distill.yml: BATCH_SIZE is 64: 3 processes cannot share it evenly" in said_at_the_end()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(SystemExit, match=r"CORPUS: .*nowhere\.csv: no such file"):
-        launch.parameters(**values | {"CORPUS": "nowhere.csv"})
+    assert "nowhere.csv: no such file" in said_at_the_end(CORPUS="nowhere.csv")
+
+
+def test_values_mean_in_a_config_what_they_mean_in_a_notebook(tmp_path, tiny_folder, monkeypatch):
+    """Of the same type, and a dict replaced as a whole."""
+    file = tmp_path / "own.yml"
+    file.write_text('parameters: {LOSS_WEIGHTS: {mlm: "1e-1"}, LEARNING_RATE: "5e-4", LAYERS: "[0, 3]", TEXT_FIELD: 0}')
+    configs = [CONFIGS / "distill.yml", file]
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    made = launch.parameters(**parameters_of(configs) | {"OUTPUT_DIR": str(tmp_path)})
+    assert (made.LOSS_WEIGHTS, made.loss_weights) == ({"mlm": 0.1}, {"mlm": 0.1})
+    assert (made.LEARNING_RATE, made.LAYERS, made.TEXT_FIELD) == (5e-4, [0, 3], "0")
+    assert made.values == {name: getattr(made, name) for name in made.values}
+    assert made.config["parameters"]["LOSS_WEIGHTS"] == {"mlm": "1e-1"}, "the logdir's config runs as these files do"
+
+
+def last_lines(process, count=1):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    return out.splitlines()[-count:]
+
+
+def test_an_error_is_the_last_line_and_its_traceback_in_the_file_that_the_line_names(tmp_path, tiny_folder):
+    (line,) = last_lines(catalyst_run(config(tmp_path, tiny_folder, TEXT_FIELD="txt")))
+    said = re.fullmatch(r"ValueError: (\S+): no column 'txt'\. .*TEXT_FIELD to one of them\. \(traceback: (.+)\)", line)
+    assert said, line
+    kept = Path(said[2]).read_text(encoding="utf-8")
+    assert "Traceback (most recent call last)" in kept
+    assert "ensure_teacher" in kept
+    Path(said[2]).unlink()
+
+
+def test_under_torchrun_an_error_stands_in_its_report_once(tmp_path, tiny_folder):
+    script = ["-m", "catalyst.contrib.scripts.run", "-C", *config(tmp_path, tiny_folder, TEXT_FIELD="txt")]
+    lines = last_lines(torchrun("--standalone", "--nproc-per-node=2", *script), count=1000)
+    told = [number for number, line in enumerate(lines) if "no column 'txt'" in line]
+    assert told == [len(lines) - 2], "the line before the last, which is torchrun's own"
+    assert "Factory" not in "".join(lines)
+    Path(re.search(r"\(traceback: (.+)\)", lines[-2])[1]).unlink()
+
+
+@pytest.mark.parametrize(("written", "found"), [("", "empty"), ("[a, b]", "['a', 'b']"), ("3", "3")])
+@pytest.mark.parametrize("section", ["parameters", "callbacks"])
+def test_a_section_that_holds_no_names_is_said(section, written, found, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "own.yml"
+    file.write_text(f"{section}: {written}\n")
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", str(CONFIGS / "distill.yml"), str(file)])
+    monkeypatch.setattr(REGISTRY, "_vars_dict", {})
+    with pytest.raises(SystemExit):
+        run_from_config([CONFIGS / "distill.yml", file])
+    assert (
+        capsys.readouterr().err
+        == f"{file}: section {section!r} is {found}: write names and values under it, or drop it.\n"
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.cuda, torch.backends.mps])

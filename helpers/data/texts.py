@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from helpers.files.labels import classes
 from helpers.files.sources import source_name
 from helpers.files.table import read_columns, without_bars
 
@@ -73,12 +74,13 @@ def read_labelled(
 
     Returns:
         A dataset with ``text`` (string) and ``label`` (a `datasets.ClassLabel`; numbers in their order, words in the
-        alphabet's). Rows whose text is empty or has no letter are left out; how many is printed.
+        alphabet's). ``1``, ``1.0`` and `` 1`` are one class. Rows whose text is empty or has no letter are left out;
+        how many is printed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file cannot be read, has no such columns, or both are one; a row has no label; or there are fewer
-            than two labels.
+        ValueError: a file cannot be read, has no such columns, or both are one; a row has no label, or several; or
+            there are fewer than two classes.
     """
     if isinstance(source, dict):
         parts = []
@@ -94,28 +96,15 @@ def read_labelled(
         table = renamed(table, {text_field: "text", label_field: "label"})
     name = source_name(source)
     table = drop_textless(table, name)
-    labels = [(label or "").strip() for label in table["label"]]
-    if "" in labels:
-        example = table[labels.index("")]["text"]
-        raise ValueError(
-            f"{name}: {labels.count(''):,} of {len(labels):,} texts have no label, the first of them {example[:60]!r}. "
-            "Label them, or take them out."
-        )
-    with without_bars():
-        table = table.remove_columns("label").add_column("label", labels)
     return with_label_names(table, name)
 
 
 def with_label_names(table: datasets.Dataset, name: str) -> datasets.Dataset:
-    """Turn the column ``label`` from strings into a `datasets.ClassLabel`. ValueError: there are fewer than two."""
-    try:
-        labels = sorted(set(table["label"]), key=float)
-    except ValueError:
-        labels = sorted(set(table["label"]))
-    if len(labels) < 2:
-        raise ValueError(f"{name}: every text has the label {labels}. To tell classes apart, there have to be two.")
+    """Turn the column ``label``, of any type, into a `datasets.ClassLabel`. ValueError: see `labels.classes`."""
+    names, numbers = classes(table["label"][:], table["text"], name)
     with without_bars():
-        return table.cast_column("label", datasets.ClassLabel(names=labels))
+        table = table.remove_columns("label").add_column("label", numbers)
+        return table.cast_column("label", datasets.ClassLabel(names=names))
 
 
 def bundled_reviews(source: str) -> datasets.Dataset:

@@ -17,7 +17,7 @@ PACKAGED_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 VERSIONS = ("torch", "catalyst", "transformers", "accelerate", "datasets")
 USES = {
     "fill-mask": 'pipeline("fill-mask", model="this folder")("A text with a [MASK] in it.")',
-    "text-classification": 'pipeline("text-classification", model="this folder")("A text.")',
+    "text-classification": 'pipeline("text-classification", model="this folder", truncation=True)("A text.")',
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -261,6 +262,16 @@ def _card(parameters: dict[str, Any], made: Trained, layers: list[int] | None = 
 def chosen_layers(layers: int | list[int], teacher_layers: int) -> list[int]:
     """LAYERS as a list: a number is spread over the teacher's layers."""
     return spread_layers(teacher_layers, layers) if isinstance(layers, int) else layers
+
+
+def cut_at(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer that cuts texts at that many tokens where it is told to truncate, as a classifier's rows.
+
+    Saved beside the classifier, it makes ``pipeline(..., truncation=True)`` read what the classifier was scored on.
+    """
+    own = copy.deepcopy(tokenizer)
+    own.model_max_length = max_length
+    return own
 
 
 def teacher_source(teacher: str | Path) -> str | Path:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from helpers.callbacks import LOSSES, TASK_LOSSES, are_loss_weights, loss_weights_form
 from helpers.runs.records import from_root
@@ -31,13 +34,12 @@ def _is_layers(value) -> bool:
     return type(value) is int and value >= 1
 
 
+def _is_seed(value) -> bool:
+    return type(value) is int and 0 <= value < 2**64
+
+
 def _are_seeds(value) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and len(set(value)) == len(value)
-        and all(type(seed) is int and seed >= 0 for seed in value)
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_seed, value)) and not _has_repeats(value)
 
 
 def _are_sentences(value) -> bool:
@@ -144,7 +146,7 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "TRANSFER_TEXTS": Parameter(*whole(1), "texts without label, at most, that the task is distilled on"),
     "BASELINE": Parameter(
-        lambda value: value is None or (isinstance(value, str) and value != ""),
+        lambda value: value is None or (isinstance(value, str) and value not in ("", "None")),
         "a model, or None",
         "a further model to compare with: its name on the hub, or a folder",
     ),
@@ -162,9 +164,11 @@ PARAMETERS: dict[str, Parameter] = {
         "the weights of the losses that distil the task",
     ),
     "PROCESSES": Parameter(*whole(2), "processes that learn together; BATCH_SIZE is a multiple of it"),
-    "SEED": Parameter(*whole(0), "of order, masks and dropout"),
+    "SEED": Parameter(_is_seed, "a whole number, at least 0 and below 2**64", "of order, masks and dropout"),
     "SEEDS": Parameter(
-        _are_seeds, "a list of different whole numbers, each at least 0", "one model, or classifier, is made for each"
+        _are_seeds,
+        "a list of different whole numbers, each at least 0 and below 2**64",
+        "one model, or classifier, is made for each",
     ),
     "GRID": Parameter(
         _is_grid,
@@ -197,11 +201,68 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f". There are: {', '.join(known)}."
 
 
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def _read(value: Any) -> Any:
+    """Texts that spell a number, a list, a dict or None as such, inside lists and dicts too; keys of dicts as texts."""
+    if isinstance(value, list):
+        return [_read(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): _read(each) for key, each in value.items()}
+    if not isinstance(value, str):
+        return value
+    if NUMBER.fullmatch(value):
+        return int(value) if value.lstrip("+-").isdigit() else float(value)
+    try:
+        return _read(yaml.safe_load(value)) if value[:1] in ("[", "{") else None if value == "None" else value
+    except yaml.YAMLError:
+        return value
+
+
+def as_meant(name: str, value: Any) -> Any:
+    """The value that is meant where YAML or a command line gives another type; one that is right, or unknown, as it is.
+
+    YAML reads ``5e-4`` as a text, and so it does what stands in quotes; papermill's ``-p`` knows numbers and texts
+    alone. A text that is no right value is read as the number, list or dict that it spells; a whole number that is
+    none, as a text: ``-p TEXT_FIELD 0`` is the column named 0. In GRID this holds for each value that is tried.
+    """
+    if name == "GRID":
+        grid = _read(value) if isinstance(value, str) else value
+        if isinstance(grid, dict):
+            return {
+                each: [as_meant(each, one) for one in tried] if isinstance(tried, list) else tried
+                for each, tried in grid.items()
+            }
+    if name in PARAMETERS and not PARAMETERS[name].check(value):
+        as_text = str(value) if type(value) is int and value >= 0 else value
+        for meant in (_read(value), as_text):
+            if PARAMETERS[name].check(meant):
+                return meant
+    return value
+
+
+def _fault(name: str, value: Any) -> str:
+    """The sentence on a value that is not right."""
+    said = f"{name} is {value!r}; it has to be {PARAMETERS[name].right}."
+    if not isinstance(value, str | list | dict) and PARAMETERS[name].check(str(value)):
+        said += " In a file, put it in quotes; on the command line, give it by -r in place of -p."
+    return said
+
+
+def uneven(name: str, size: int, processes: int) -> str | None:
+    """The sentence on a batch that processes cannot share evenly, if they cannot."""
+    if size % processes:
+        return f"{name} is {size}: {processes} processes cannot share it evenly. Make it a multiple."
+    return None
+
+
 def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """Check the parameters of a notebook: its UPPER_CASE names, and what papermill has set, of whatever case.
 
     Args:
-        namespace: the notebook's ``globals()``; IPython keeps the cells that were run in its ``In``.
+        namespace: the notebook's ``globals()``; IPython keeps the cells that were run in its ``In``. A value of
+            another type than it is meant to have is replaced there (see `as_meant`).
 
     Returns:
         The parameters alone.
@@ -212,17 +273,20 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """
     names = [name for name in namespace if name.isupper() and not name.startswith("_")]
     names += [name for name in _injected(namespace.get("In", [])) if name not in names]
+    parameters = {name: as_meant(name, namespace[name]) for name in names}
     faults = []
-    for name in names:
+    for name, value in parameters.items():
         if name not in PARAMETERS:
             faults.append(f"{name} is no parameter of any notebook{did_you_mean(name.upper(), PARAMETERS)}")
-        elif not PARAMETERS[name].check(namespace[name]):
-            faults.append(f"{name} is {namespace[name]!r}; it has to be {PARAMETERS[name].right}.")
+        elif not PARAMETERS[name].check(value):
+            faults.append(_fault(name, value))
+    if not faults and "PROCESSES" in parameters and "BATCH_SIZE" in parameters:
+        faults += filter(None, [uneven("BATCH_SIZE", parameters["BATCH_SIZE"], parameters["PROCESSES"])])
     if faults:
         raise ValueError("\n".join(faults))
-    parameters = {name: namespace[name] for name in names}
     if "OUTPUT_DIR" in parameters:
         _check_writable(from_root(parameters["OUTPUT_DIR"]))
+    namespace.update(parameters)
     return parameters
 
 

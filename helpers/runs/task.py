@@ -21,6 +21,7 @@ from helpers.runs.experiment import (
     VALIDATIONS,
     Trained,
     chosen_layers,
+    cut_at,
     ensure_student,
     labelled_corpus,
     read_corpus,
@@ -90,9 +91,29 @@ def task_loaders(
     return label_loaders(train, valid, tokenizer, batch_size=batch_size, steps_per_epoch=steps, seed=seed)
 
 
+def check_choices(start: str, taught_by: str) -> list[str]:
+    """What is wrong with these arguments of `task`, a sentence each."""
+    faults = []
+    for name, value, known in (("start", start, STARTS), ("taught_by", taught_by, TAUGHT_BY)):
+        if value not in known:
+            faults.append(f"task: {name} is {value!r}; choose one of {', '.join(known)}.")
+    return faults
+
+
+def parted(parameters: dict[str, Any]) -> dict[str, datasets.Dataset]:
+    """The parts of LABELLED_CORPUS, and the texts to distil the task on; see `data.part`.
+
+    Raises:
+        ValueError: what the readers of texts, or `data.part`, raise.
+    """
+    table, corpus = labelled_corpus(parameters), read_corpus(parameters)
+    return part(table, parameters["PART_SIZES"], corpus=corpus, transfer_texts=parameters["TRANSFER_TEXTS"])
+
+
 def task(
     parameters: dict[str, Any],
     teacher: Trained,
+    parts: dict[str, datasets.Dataset],
     *,
     start: str,
     taught_by: str,
@@ -109,6 +130,7 @@ def task(
     Args:
         parameters: checked parameters.
         teacher: as `ensure_teacher` gives it.
+        parts: as `parted` gives them.
         start: one of `STARTS`; ``"distilled"`` is distilled first where no earlier run has left it.
         taught_by: ``"labels"`` or ``"teacher"``.
         teacher_learning_rate: of the teacher's fine-tuning.
@@ -116,16 +138,12 @@ def task(
         title: the heading of the model card.
 
     Raises:
-        ValueError: another `start` or `taught_by`, or what the readers of texts raise.
+        ValueError: another `start` or `taught_by`.
     """
-    if start not in STARTS:
-        raise ValueError(f"start is {start!r}: choose one of {', '.join(STARTS)}.")
-    if taught_by not in TAUGHT_BY:
-        raise ValueError(f"taught_by is {taught_by!r}: choose one of {', '.join(TAUGHT_BY)}.")
-    table, tokenizer = labelled_corpus(parameters), teacher.tokenizer
-    labels, seed = table.features["label"].names, parameters["SEED"]
-    sizes, corpus = parameters["PART_SIZES"], read_corpus(parameters)
-    parts = part(table, sizes, corpus=corpus, transfer_texts=parameters["TRANSFER_TEXTS"])
+    if faults := check_choices(start, taught_by):
+        raise ValueError(" ".join(faults))
+    tokenizer = cut_at(teacher.tokenizer, parameters["MAX_LENGTH"])
+    labels, seed = parts["train"].features["label"].names, parameters["SEED"]
     rows = {name: encode(texts, tokenizer, parameters["MAX_LENGTH"]) for name, texts in parts.items()}
     weights, batch_size = balanced_weights(parts["train"]["label"], len(labels)), parameters["FINE_TUNING_BATCH_SIZE"]
     layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
