@@ -26,33 +26,3 @@ from helpers.data.texts import bundled_reviews, drop_repeats, read_labelled, rea
 from helpers.files.sources import files_of, source_name
 from helpers.files.table import without_bars
 from helpers.files.tokenizer_checks import check_known
-
-__all__ = [
-    "IGNORED",
-    "EndlessShuffle",
-    "LabelCollator",
-    "LengthGroupedShuffle",
-    "MaskingCollator",
-    "balanced_weights",
-    "bundled_reviews",
-    "check_known",
-    "drop_repeats",
-    "encode",
-    "files_of",
-    "label_loaders",
-    "lengths",
-    "masked_lm_loaders",
-    "masked_targets",
-    "near_repeats",
-    "part",
-    "read_labelled",
-    "read_texts",
-    "row_loader",
-    "sentences",
-    "source_name",
-    "token_lengths",
-    "with_label_names",
-    "with_teacher_logits",
-    "without_bars",
-    "words",
-]

@@ -2,6 +2,7 @@
 
 from transformers import DistilBertForMaskedLM
 
+from helpers.files.checked_models import load_checked, quiet_transformers, read_config
 from helpers.models.masked import ROWS_TO_A_MULTIPLE_OF, MaskedPositionLM
 from helpers.models.student import (
     HEAD_PARTS,
@@ -15,29 +16,6 @@ from helpers.models.student import (
 )
 from helpers.models.teacher import (
     head_is_untrained,
-    load_checked,
     load_teacher,
-    quiet_transformers,
-    read_config,
     weights_sha256,
 )
-
-__all__ = [
-    "HEAD_PARTS",
-    "LAYER_NORM_EPSILON",
-    "LAYER_PARTS",
-    "ROWS_TO_A_MULTIPLE_OF",
-    "DistilBertForMaskedLM",
-    "MaskedPositionLM",
-    "check_layers",
-    "extract_student",
-    "head_is_untrained",
-    "load_checked",
-    "load_teacher",
-    "quiet_transformers",
-    "read_config",
-    "spread_layers",
-    "student_config",
-    "student_state_dict",
-    "weights_sha256",
-]
