@@ -120,7 +120,7 @@ def kl_div_loss(
     .. math:: \frac{T^2}{n} \sum_i \sum_v p_{iv} \log\frac{p_{iv}}{q_{iv}},
         \quad p_i = \mathrm{softmax}(t_i / T), \quad q_i = \mathrm{softmax}(s_i / T)
 
-    The factor :math:`T^2` keeps the gradient's size as the temperature rises.
+    The gradient shrinks like :math:`1/T^2` where :math:`T` is large; the factor :math:`T^2` undoes that (section 2).
 
     Args:
         student_logits, teacher_logits: (masked, vocabulary), any float type. No gradient reaches the teacher's.
