@@ -78,7 +78,7 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     ("04", ["-y", "SEEDS: [1, 1]"], "SEEDS is [1, 1]; it has to be a list of different whole numbers"),
     ("05", ["-p", "PROCESSES", "3"], "BATCH_SIZE is 16: 3 processes cannot share it evenly. Make it a multiple."),
     ("06", ["-p", "LABEL_FIELD", "-1"], "LABEL_FIELD is -1; it has to be the name of a column, or its number"),
-    ("06", ["-y", "LABELLED_CORPUS: {a: a.csv}"], "LABELLED_CORPUS is {'a': 'a.csv'}; it has to be a CSV file,"),
+    ("06", ["-y", "LABELLED_CORPUS: {a: a.csv}"], "LABELLED_CORPUS is {'a': 'a.csv'}; it has to be 'bundled', a file,"),
     ("06", ["-y", "PART_SIZES: {train: 9}"], "PART_SIZES is {'train': 9}; it has to be a dict from 'train', 'valid'"),
     ("06", ["-y", "TASK_LOSS_WEIGHTS: {labels: 1}"], "TASK_LOSS_WEIGHTS is {'labels': 1}; it has to be a dict"),
     ("06", ["-p", "FINE_TUNING_LEARNING_RATES", "[2]"], "FINE_TUNING_LEARNING_RATES is '[2]'; it has to be a list of"),
@@ -120,14 +120,14 @@ CATALYST_RUN = [  # the pipeline, the last config file, the last line, its own f
     ("distill", "run: [{_call_: trane}]", "{own}: run: Runner has no 'trane'; did you mean train?"),
     ("distill", "parameters: {MAX_STEPZ: 3}", "{own}: MAX_STEPZ is no parameter of any notebook; did you mean"),
     ("distill", "parameters: {MAX_STEPS: many}", f"{{own}}: MAX_STEPS is 'many'; it has to be {WHOLE}."),
-    ("distill", "parameters: {CORPUS: nowhere.csv}", "{own}: CORPUS is nowhere.csv: no such file."),
+    ("distill", "parameters: {CORPUS: nowhere.csv}", "nowhere.csv: no such file"),
     ("distill", "parameters: {TEXT_FIELD: txt}", "sentences.csv: no column 'txt'. " + COLUMNS),
     (
         "distill",
         "parameters: {LAYERS: [0, 9]}",
         "ValueError: LAYERS [0, 9]: the teacher has layers 0 to 3, so not [9].",
     ),
-    ("distill", "parameters: {MAX_LENGTH: 65}", "MAX_LENGTH is 65, but the teacher takes 64 tokens at most."),
+    ("distill", "parameters: {MAX_LENGTH: 65}", "MAX_LENGTH is 65, but TEACHER '{teacher}' takes 64 tokens at most."),
     ("distill", "parameters: {OUTPUT_DIR: '{file}'}", "{own}: OUTPUT_DIR: {file} cannot be written ("),
     ("sentiment", "task: {start: student}", "{own}: task: start is 'student'; choose one of teacher, distilled, extr"),
     ("sentiment", "task: {taught_by: me}", "{own}: task: taught_by is 'me'; choose one of labels, teacher."),
@@ -156,7 +156,7 @@ def test_catalyst_run(pipeline, own, sentence, files, tmp_path, monkeypatch, cap
     named = {**files, "own": last}
 
     def filled(text):
-        return re.sub(r"\{(own|file|unlabelled|several|one|rare|good)\}", lambda found: str(named[found[1]]), text)
+        return re.sub(r"\{(own|teacher|file|unlabelled|several|one|rare|good)\}", lambda found: str(named[found[1]]), text)
 
     last.write_text(filled(own))
     configs = [CONFIGS / f"{pipeline}.yml", CONFIGS / "tiny.yml", here, last]
