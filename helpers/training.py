@@ -281,7 +281,8 @@ def distill(
         The history: ``loss``, each loss that has a weight, and ``perplexity``.
 
     Raises:
-        ValueError: the losses, or teacher and student, do not fit (`weighted_sum`, `check_pair`, and ``check`` of a loss between layers).
+        ValueError: the losses, or teacher and student, do not fit (`weighted_sum`, `check_pair`, and what a callback
+            of a loss between layers checks).
     """
     measures = masked_lm_measures(loss_weights, temperature)
     check_pair(teacher, student, loss_weights)
