@@ -17,8 +17,16 @@ KEYS = {"s_qkv": "student", "t_qkv": "teacher"}
 class LayerLossCallback(LoaderMeanCallback):
     """A loss between layers of the student and of the teacher, which are looked at before the first step.
 
-    A subclass gives `pairs` and `measure`.
+    A subclass gives `measure`, and `pairs` where it has others.
+
+    Args:
+        metric_key: the name under which the loss stands.
+        layers: pairs of layers, the student's first, counted from 0; None takes `losses.uniform_layers`.
     """
+
+    def __init__(self, metric_key: str, layers: Sequence[tuple[int, int]] | None = None):
+        super().__init__(metric_key)
+        self.layers = layers
 
     def count(self, batch):
         own = batch["attention_mask"].sum()
@@ -26,7 +34,7 @@ class LayerLossCallback(LoaderMeanCallback):
 
     def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
         """Return the layers that are compared, the student's first, given how many each has."""
-        raise NotImplementedError
+        return self.layers or losses.uniform_layers(student_layers, teacher_layers)
 
     def pairs_of(self, batch: dict) -> list[tuple[int, int]]:
         """The same for the models that a batch went through: their hidden states are one more than their layers."""
@@ -73,18 +81,10 @@ class HiddenLossCallback(LayerLossCallback):
 
     Where the widths differ, the runner's models hold a `Projection` under ``"projection"``, which learns along. What
     it makes of the student's hidden states stands in the batch as ``s_projected_states``.
-
-    Args:
-        metric_key: the name under which the loss stands.
-        layers: pairs of layers, the student's first, counted from 0; None takes `losses.uniform_layers`.
     """
 
     def __init__(self, metric_key: str = "hidden", layers: Sequence[tuple[int, int]] | None = None):
-        super().__init__(metric_key)
-        self.layers = layers
-
-    def pairs(self, student_layers, teacher_layers):
-        return self.layers or losses.uniform_layers(student_layers, teacher_layers)
+        super().__init__(metric_key, layers)
 
     def on_experiment_start(self, runner) -> None:
         super().on_experiment_start(runner)
@@ -108,13 +108,10 @@ class HiddenLossCallback(LayerLossCallback):
 
 
 class QKVLossCallback(LayerLossCallback):
-    """A loss of queries, keys and values: forward hooks put those of its layers into the batch, and nothing else does.
+    """A loss of queries, keys and values: forward hooks put those of its layers into the batch."""
 
-    A subclass gives `pairs` and `measure`.
-    """
-
-    def __init__(self, metric_key: str):
-        super().__init__(metric_key)
+    def __init__(self, metric_key: str, layers: Sequence | None = None):
+        super().__init__(metric_key, layers)
         self.hooks = ExitStack()
 
     def check(self, student, teacher):
@@ -159,8 +156,8 @@ class RelationLossCallback(QKVLossCallback):
     """
 
     def __init__(self, metric_key: str = "relation", layers: tuple[int, int] | None = None, heads: int | None = None):
-        super().__init__(metric_key)
-        self.layers, self.heads = layers, heads
+        super().__init__(metric_key, layers)
+        self.heads = heads
 
     def pairs(self, student_layers, teacher_layers):
         return [self.layers or (student_layers - 1, teacher_layers - 1)]
@@ -183,19 +180,10 @@ class RelationLossCallback(QKVLossCallback):
 
 
 class AttentionLossCallback(QKVLossCallback):
-    """`losses.attention_loss`, over attended queries.
-
-    Args:
-        metric_key: the name under which the loss stands.
-        layers: pairs of layers, the student's first, counted from 0; None takes `losses.uniform_layers`.
-    """
+    """`losses.attention_loss`, over attended queries."""
 
     def __init__(self, metric_key: str = "attention", layers: Sequence[tuple[int, int]] | None = None):
-        super().__init__(metric_key)
-        self.layers = layers
-
-    def pairs(self, student_layers, teacher_layers):
-        return self.layers or losses.uniform_layers(student_layers, teacher_layers)
+        super().__init__(metric_key, layers)
 
     def check(self, student, teacher):
         super().check(student, teacher)

@@ -262,9 +262,16 @@ class Repository:
 
 
 def find(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
-    """The module that a dotted name begins with, and what it defines under the rest of the name."""
+    """The module that a dotted name begins with, and what it defines under the rest of the name.
+
+    What a folder of modules hands on is found in the module that defines it.
+    """
     for module in sorted(modules, key=len, reverse=True):
         if name.startswith(f"{module}."):
-            node = definition(modules[module].tree, name.removeprefix(f"{module}."))
-            return node and (modules[module], node)
+            rest = name.removeprefix(f"{module}.")
+            if (node := definition(modules[module].tree, rest)) is not None:
+                return modules[module], node
+            first, dot, more = rest.partition(".")
+            origin = modules[module].imported.get(first)
+            return origin and find(origin + dot + more, modules)
     return None
