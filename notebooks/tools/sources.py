@@ -239,7 +239,7 @@ class Repository:
                 listed[each] = hash_of(Dump(messages=False)(found[1]))
         printed = {}
         for each in sorted(code.printed):
-            if found := find(each, modules):
+            if found := find_imported(each, modules):
                 printed[each] = hash_of(ast.get_source_segment(found[0].text, found[1]))
         return {
             "cells": cells,
@@ -262,16 +262,21 @@ class Repository:
 
 
 def find(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
-    """The module that a dotted name begins with, and what it defines under the rest of the name.
-
-    What a folder of modules hands on is found in the module that defines it.
-    """
+    """The module that a dotted name begins with, and what it defines under the rest of the name."""
     for module in sorted(modules, key=len, reverse=True):
         if name.startswith(f"{module}."):
-            rest = name.removeprefix(f"{module}.")
-            if (node := definition(modules[module].tree, rest)) is not None:
-                return modules[module], node
-            first, dot, more = rest.partition(".")
-            origin = modules[module].imported.get(first)
-            return origin and find(origin + dot + more, modules)
+            node = definition(modules[module].tree, name.removeprefix(f"{module}."))
+            return node and (modules[module], node)
     return None
+
+
+def find_imported(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
+    """The same, or what the module has from another: a folder hands on what its modules define."""
+    module, _, rest = name.partition(".")
+    while rest:
+        first, dot, rest = rest.partition(".")
+        origin = modules[module].imported.get(first) if module in modules else None
+        if origin is not None and find(f"{module}.{first}", modules) is None:
+            return find_imported(origin + dot + rest, modules)
+        module += f".{first}"
+    return find(name, modules)
