@@ -22,7 +22,7 @@ Pairs = Iterable[tuple[int, int]]
 def uniform_layers(student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
     """Pair each of the student's layers with the teacher's at the same share of the depth, the last with the last.
 
-    TinyBERT's "uniform" map (Jiao et al. 2020, section 4.1): 3 and 6 give [(0, 1), (1, 3), (2, 5)].
+    TinyBERT's uniform map (Jiao et al. 2020, g(m) = 3m for 4 layers and 12): 3 and 6 give [(0, 1), (1, 3), (2, 5)].
     """
     return [(i, round((i + 1) * teacher_layers / student_layers) - 1) for i in range(student_layers)]
 
@@ -55,7 +55,8 @@ def cosine_loss(
 
 def _attended_scores(queries: Tensor, keys: Tensor, attended: Tensor) -> Tensor:
     """Scaled products, (batch, heads, length, width) twice to (tokens, heads, length): one row an attended query."""
-    scores = wide(queries) @ wide(keys).mT * queries.shape[-1] ** -0.5
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = wide(queries) @ wide(keys).mT * queries.shape[-1] ** -0.5
     return scores.transpose(1, 2)[attended]
 
 
