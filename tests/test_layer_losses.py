@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -480,6 +481,17 @@ def test_attention_refuses_a_modernbert_and_relation_an_unknown_family():
     unknown.model_type = "deberta"
     with pytest.raises(ValueError, match="the student is a 'deberta': the relation loss finds queries, keys and"):
         callbacks.RelationLossCallback().check(unknown, bert)
+
+
+def test_several_processes_need_a_loss_that_reaches_the_head(teacher):
+    wrapped = {"teacher": models.MaskedPositionLM(teacher), "student": models.MaskedPositionLM(teacher)}
+    engine = SimpleNamespace(num_processes=2, unwrap_model=lambda model: model)
+    layers = {"relation": callbacks.RelationLossCallback(), "perplexity": callbacks.PerplexityCallback()}
+    for further in ({"kl": callbacks.KLDivLossCallback()}, {"mlm": callbacks.MaskedLanguageModelCallback()}):
+        runner = SimpleNamespace(engine=engine, model=wrapped, callbacks=layers | further)
+        layers["relation"].on_experiment_start(runner)
+    with pytest.raises(ValueError, match="several processes cannot train by relation alone"):
+        layers["relation"].on_experiment_start(SimpleNamespace(engine=engine, model=wrapped, callbacks=layers))
 
 
 def test_a_run_without_these_losses_hooks_nothing(teacher, loaders, engine, monkeypatch):

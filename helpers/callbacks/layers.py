@@ -8,10 +8,17 @@ from contextlib import ExitStack
 from transformers import PretrainedConfig
 
 from helpers import losses
-from helpers.callbacks.measures import LoaderMeanCallback
+from helpers.callbacks.measures import (
+    KLDivLossCallback,
+    LoaderMeanCallback,
+    MaskedLanguageModelCallback,
+    MSELossCallback,
+)
 from helpers.models import ATTENTION_NAMES, recorded_qkv
 
 KEYS = {"s_qkv": "student", "t_qkv": "teacher"}
+OF_LOGITS = (MaskedLanguageModelCallback, KLDivLossCallback, MSELossCallback)
+"""Losses whose gradient reaches every weight of a student."""
 
 
 class LayerLossCallback(LoaderMeanCallback):
@@ -53,6 +60,12 @@ class LayerLossCallback(LoaderMeanCallback):
     def on_experiment_start(self, runner) -> None:
         models = [runner.engine.unwrap_model(runner.model[which]).model for which in KEYS.values()]
         self.check(*(model.config for model in models))
+        # Between processes, torch waits for the gradient of every weight; a loss between layers reaches no head.
+        if runner.engine.num_processes > 1 and not any(type(each) in OF_LOGITS for each in runner.callbacks.values()):
+            raise ValueError(
+                f"several processes cannot train by {self.metric_key} alone, which leaves the student's head without a "
+                "gradient: give mlm, kl or mse a weight, too, or start one process."
+            )
 
 
 class CosineLossCallback(LayerLossCallback):

@@ -24,8 +24,7 @@ class AttentionNames(NamedTuple):
 
 BERTS = AttentionNames("encoder.layer", ("attention.self.query", "attention.self.key", "attention.self.value"))
 ATTENTION_NAMES = {
-    "bert": BERTS,
-    "roberta": BERTS,
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), BERTS),
     "distilbert": AttentionNames("transformer.layer", ("attention.q_lin", "attention.k_lin", "attention.v_lin")),
     "modernbert": AttentionNames("layers", ("attn.Wqkv",), rotated=True),
 }
