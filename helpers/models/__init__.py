@@ -3,6 +3,7 @@
 from transformers import DistilBertForMaskedLM
 
 from helpers.files.checked_models import load_checked, quiet_transformers, read_config
+from helpers.models.inside import ATTENTION_NAMES, Projection, recorded_qkv
 from helpers.models.masked import ROWS_TO_A_MULTIPLE_OF, MaskedPositionLM
 from helpers.models.student import (
     HEAD_PARTS,
