@@ -62,8 +62,11 @@ def _medians(rounds: list[dict]) -> dict[str, Any]:
     return {"milliseconds": milliseconds, **numbers, "modules": rounds[0]["modules"]}
 
 
-def pytorch(folder: Path) -> Callable:
-    """The forward pass of a folder's classifier in PyTorch, from what `Texts.encode` gives to logits."""
+def load(folder: Path, file: str | None) -> tuple[Callable, Texts]:
+    """A forward pass, from what `Texts.encode` gives to logits, and the texts' encoding; see `Answering`."""
+    if file is not None:
+        classifier = Classifier(folder, file)
+        return classifier.run, classifier.texts
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -73,7 +76,7 @@ def pytorch(folder: Path) -> Callable:
         with torch.inference_mode():
             return model(**{name: torch.from_numpy(each) for name, each in inputs.items()}).logits
 
-    return run
+    return run, Texts(folder)
 
 
 def measure(run: Callable, texts: Texts, lines: list[str]) -> dict[str, float]:
@@ -114,10 +117,7 @@ def main() -> None:
     if file is not None:
         for name in WITHOUT:
             sys.modules[name] = None  # an import raises ImportError
-        classifier = Classifier(folder, file)
-        run, texts = classifier.run, classifier.texts
-    else:
-        run, texts = pytorch(folder), Texts(folder)
+    run, texts = load(folder, file)
     run(texts.encode(asked["texts"][:1]))
     start = {"start_seconds": time.time() - asked["began"], "memory_mb": peak_memory(), "modules": modules()}
     print(json.dumps({"milliseconds": measure(run, texts, asked["texts"]), **start}))
