@@ -373,12 +373,12 @@ def test_a_slow_tokenizer_works_and_its_tokens_are_cached(folder, engine):
     teacher, tokenizer = models.load_teacher(folder, 16)
     assert not tokenizer.is_fast
     texts = datasets.Dataset.from_dict({"text": ["今日は雨が降っています", "猫の家", "犬の店 朝", "夜 行く 来た"]})
-    first = masked._tokenize(texts, tokenizer)
+    first = masked.token_ids(texts, tokenizer)
     assert first["input_ids"][1] == [tokenizer.get_vocab()[letter] for letter in "猫の家"]
-    again = masked._tokenize(texts, models.load_teacher(folder, 16)[1])
+    again = masked.token_ids(texts, models.load_teacher(folder, 16)[1])
     assert first._fingerprint == again._fingerprint
     configured("tokenizer_config.json", do_lower_case=True)(folder)
-    assert masked._tokenize(texts, models.load_teacher(folder, 16)[1])._fingerprint != first._fingerprint
+    assert masked.token_ids(texts, models.load_teacher(folder, 16)[1])._fingerprint != first._fingerprint
     loaders = data.masked_lm_loaders(texts, tokenizer, max_length=16, batch_size=2, probability=0.5)
     logits, _ = models.MaskedPositionLM(teacher)(**next(iter(loaders["valid"])))
     assert len(logits)
