@@ -156,7 +156,9 @@ def test_catalyst_run(pipeline, own, sentence, files, tmp_path, monkeypatch, cap
     named = {**files, "own": last}
 
     def filled(text):
-        return re.sub(r"\{(own|teacher|file|unlabelled|several|one|rare|good)\}", lambda found: str(named[found[1]]), text)
+        return re.sub(
+            r"\{(own|teacher|file|unlabelled|several|one|rare|good)\}", lambda found: str(named[found[1]]), text
+        )
 
     last.write_text(filled(own))
     configs = [CONFIGS / f"{pipeline}.yml", CONFIGS / "tiny.yml", here, last]

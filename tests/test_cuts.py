@@ -1,4 +1,4 @@
-"""Fewer rows, fewer neurons: what is left computes what it did, and is saved as what it is."""
+"""Each family of encoders: fewer rows, neurons, layers; what is left computes what it did, saved as what it is."""
 
 import json
 import subprocess
@@ -319,3 +319,112 @@ def test_masked_position_lm_gives_each_familys_own_logits(pair):
         torch.testing.assert_close(logits, full.logits[given["labels"] != -100])
         torch.testing.assert_close(hidden[-1], full.hidden_states[-1])
         assert len(hidden) == 5
+
+
+def without_types(texts, student):
+    return {key: value for key, value in texts.items() if student == "same" or key != "token_type_ids"}
+
+
+KINDS_OF_STUDENT = [*((kind, "same") for kind in FAMILIES), ("bert", "distilbert"), ("distilbert", "distilbert")]
+
+
+@pytest.mark.parametrize(("kind", "student"), KINDS_OF_STUDENT)
+def test_all_layers_of_each_family_give_the_teachers_logits(kind, student):
+    teacher, tokenizer = FAMILIES[kind]()
+    texts = without_types(tokenizer(["the cat sat on the mat", "a cat"], padding=True, return_tensors="pt"), student)
+    with torch.no_grad():
+        expected = teacher(**texts).logits
+        found = models.extract_student(teacher, [0, 1, 2, 3], student=student)(**texts).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [[0, 2], [0, 1, 3], [0, 3]])
+def test_some_layers_of_each_family_give_the_logits_of_a_teacher_without_the_others(pair, layers):
+    teacher, tokenizer = pair
+    student = models.extract_student(teacher, layers, student="same")
+    assert type(student) is type(teacher)
+    assert student.config.teacher_layers == layers
+    texts = tokenizer(["the cat sat on the mat, the straße is long", "a cat"], padding=True, return_tensors="pt")
+    family = models.FAMILIES[teacher.config.model_type]
+    path, name = family.layers.rsplit(".", 1)
+    kept = torch.nn.ModuleList(teacher.get_submodule(family.layers)[i] for i in layers)
+    setattr(teacher.get_submodule(path), name, kept)
+    if teacher.config.model_type == "modernbert":  # it looks up by number which tokens a layer sees
+        teacher.config.layer_types = [teacher.config.layer_types[i] for i in layers]
+        assert [layer.attention_type for layer in kept] == student.config.layer_types
+        assert student.config.layer_types[0] == "full_attention"
+    teacher.config.num_hidden_layers = len(layers)
+    with torch.no_grad():
+        torch.testing.assert_close(student(**texts).logits, teacher(**texts).logits, atol=1e-5, rtol=0)
+
+
+def test_a_student_of_the_teachers_class_reads_pairs_as_the_teacher_does():
+    teacher, tokenizer = FAMILIES["bert"]()
+    text = tokenizer("the cat sat", "on the mat", return_tensors="pt")
+    assert text["token_type_ids"].sum() > 0
+    with torch.no_grad():
+        expected = teacher(**text).logits
+        same = models.extract_student(teacher, [0, 1, 2, 3], student="same")(**text).logits
+        one_text = models.extract_student(teacher, [0, 1, 2, 3])(**without_types(text, "distilbert")).logits
+    torch.testing.assert_close(same, expected, atol=1e-4, rtol=0)
+    assert (one_text - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("weights", ["embeddings", "random"])
+def test_a_student_of_the_teachers_class_starts_as_it_is_told(pair, weights):
+    teacher, _ = pair
+    torch.manual_seed(5)
+    student = models.extract_student(teacher, [0, 2], weights=weights, student="same")
+    prefix = models.FAMILIES[teacher.config.model_type].layers
+    for name, weight in student.state_dict().items():
+        if not name.startswith(prefix):
+            assert torch.equal(weight, teacher.state_dict()[name]) == (weights == "embeddings"), name
+        elif weight.dim() == 2:
+            assert not torch.equal(weight, teacher.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "modernbert"])
+def test_a_distilbert_of_another_family_is_refused_with_what_fits(kind):
+    with pytest.raises(ValueError, match=f"STUDENT is 'distilbert', but the teacher is a '{kind}'.* to 'same'"):
+        models.extract_student(FAMILIES[kind]()[0], [0, 3])
+
+
+def test_the_first_layer_of_a_modernbert_stays():
+    with pytest.raises(ValueError, match=r"LAYERS \[1, 3\]: layer 0 of a 'modernbert'.*such as \[0, 3\]"):
+        models.extract_student(FAMILIES["modernbert"]()[0], [1, 3], student="same")
+
+
+def test_an_unknown_kind_of_student_is_refused():
+    with pytest.raises(ValueError, match="student='tiny': choose 'distilbert' or 'same'"):
+        models.extract_student(FAMILIES["bert"]()[0], [0], student="tiny")
+
+
+def save(folder, pair):
+    for each in pair:
+        each.save_pretrained(folder)
+    return folder
+
+
+def test_load_teacher_takes_each_family_with_its_head_and_without(pair, tmp_path):
+    teacher, tokenizer = pair
+    again, own = models.load_teacher(save(tmp_path / "whole", pair), 32)
+    assert type(again) is type(teacher)
+    assert own("the cat")["input_ids"] == tokenizer("the cat")["input_ids"]
+    assert not models.head_is_untrained(again)
+    for name, weight in teacher.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    headless, _ = models.load_teacher(save(tmp_path / "headless", (teacher.base_model, tokenizer)))
+    assert models.head_is_untrained(headless)
+    hidden, table = torch.randn(3, 32), teacher.get_input_embeddings().weight
+    norm = headless.get_submodule(models.FAMILIES[teacher.config.model_type].norm)
+    activated = torch.nn.functional.layer_norm(torch.nn.functional.gelu(hidden), (32,), eps=norm.eps)
+    with torch.no_grad():
+        torch.testing.assert_close(models.MaskedPositionLM(headless).head(hidden), activated @ table.T)
+
+
+def test_a_student_of_another_vocabulary_is_refused(tmp_path):
+    folder = save(tmp_path, FAMILIES["bert"]())
+    student, own = models.load_student(folder)
+    models.check_vocabularies(own, wordpiece(), folder)
+    with pytest.raises(ValueError, match=r"STUDENT .*its tokenizer has 72 tokens, the teacher's 270, and \d+ are the"):
+        models.check_vocabularies(own, byte_level(), folder)

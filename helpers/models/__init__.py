@@ -11,13 +11,16 @@ from helpers.models.student import (
     LAYER_NORM_EPSILON,
     LAYER_PARTS,
     check_layers,
+    check_student,
     extract_student,
     spread_layers,
     student_config,
     student_state_dict,
 )
 from helpers.models.teacher import (
+    check_vocabularies,
     head_is_untrained,
+    load_student,
     load_teacher,
     weights_sha256,
 )
