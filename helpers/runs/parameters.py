@@ -180,6 +180,15 @@ PARAMETERS: dict[str, Parameter] = {
         "a whole number, at least 20, or None for all",
         "texts of CORPUS that each run of the grid reads, a tenth of them to validate with",
     ),
+    "SMALL": Parameter(
+        lambda value: (
+            isinstance(value, dict)
+            and set(value) == {"VOCABULARY", "FEED_FORWARD"}
+            and all(type(size) is int and size >= 1 for size in value.values())
+        ),
+        "a dict from 'VOCABULARY' and 'FEED_FORWARD' to whole numbers, each at least 1",
+        "what notebook 07's small student keeps: tokens, and neurons of each feed-forward layer",
+    ),
     "OUTPUT_DIR": Parameter(*text, "the folder of models and records; relative paths are from the repository's root"),
 }
 """Every parameter of every notebook."""
