@@ -24,7 +24,7 @@ test-fast: setup  ## lint, and the unit tests that need no notebook and no proce
 test-slow: .venv/.bench  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
-test-browser: .venv/.browser  ## JupyterLab and the report in Chromium, which is installed where apt-get may do it
+test-browser: .venv/.browser  ## JupyterLab, the report and the demo in Chromium, which is installed where apt-get may do it
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } || \
 		{ echo "Chromium is missing: sudo apt-get install chromium, or Google Chrome's own package"; exit 1; }
