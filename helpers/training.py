@@ -229,7 +229,7 @@ def train_masked_lm(
     """Train all of a masked-LM model in place, without a teacher.
 
     Args:
-        model: a BERT or DistilBERT with its masked-LM head.
+        model: a masked-LM model of `models.FAMILIES`.
         loaders, name, options: see `fit`.
 
     Returns:
@@ -239,8 +239,8 @@ def train_masked_lm(
     return fit(MaskedLMRunner(), MaskedPositionLM(model), measures, loaders, name=name, **options)
 
 
-def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
-    """Raise a ValueError where these losses cannot be taken between this teacher and this student."""
+def check_shapes(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
+    """Raise a ValueError where these losses cannot be taken between models of these shapes."""
     used = {name for name, weight in loss_weights.items() if weight > 0}
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
@@ -253,6 +253,12 @@ def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights:
             f"the student's hidden states have {ours.hidden_size} numbers, the teacher's {theirs.hidden_size}: "
             "the cosine loss compares vectors of one size. Leave it out of LOSS_WEIGHTS."
         )
+
+
+def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
+    """Raise a ValueError where these losses cannot be taken between this teacher and this student."""
+    check_shapes(teacher, student, loss_weights)
+    used = {name for name, weight in loss_weights.items() if weight > 0}
     if used & {"kl", "mse"} and head_is_untrained(teacher):
         raise ValueError(
             "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "

@@ -110,7 +110,7 @@ CATALYST_RUN = [  # the pipeline, the last config file, the last line, its own f
     ("distill", "parameters:", "{own}: section 'parameters' is empty: write names and values under it, or drop it."),
     ("distill", "callbacks: [kl]", "{own}: section 'callbacks' is ['kl']: write names and values under it, or drop"),
     ("distill", "calbacks: {}", "{own}: there is no section 'calbacks'; did you mean callbacks?"),
-    ("distill", "student: {layrs: 2}", "{own}: student: student takes no 'layrs'; did you mean layers?"),
+    ("distill", "student: {valuess: 2}", "{own}: student: student takes no 'valuess'; did you mean values?"),
     ("distill", "engine: {_target_: helpers.Engin}", "{own}: engine: there is no helpers.Engin"),
     (
         "distill",

@@ -66,6 +66,23 @@ def trim_vocabulary(
         needed |= lost
 
 
+def describe_trimming(texts: datasets.Dataset, tokenizer, trimmed) -> dict[str, dict]:
+    """What trimming costs the texts.
+
+    Returns:
+        ``rows``: from 0.99, 0.999 and 1 to the rows of `tokenizer` that make up that share of the tokens; ``before``
+        and ``after``: the mean ``tokens`` of a text, and the share of ``unknown`` ones among them.
+    """
+    found = {}
+    for name, each in (("before", tokenizer), ("after", trimmed)):
+        counts = token_counts(texts, each)
+        unknown = 0 if each.unk_token_id is None else counts[each.unk_token_id]
+        found[name] = {"tokens": counts.sum() / len(texts), "unknown": unknown / counts.sum()}
+        if each is tokenizer:
+            found["rows"] = {share: rows_to_cover(counts, share) for share in (0.99, 0.999, 1.0)}
+    return found
+
+
 def _with_parts(rows: set[int], parts: dict[int, set[int]]) -> set[int]:
     """Some rows and, again and again, the parts that they are merged from."""
     found, new = set(), set(rows)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from helpers.catalyst_today.engine import Engine
 from helpers.classification import classifier_of, load_baseline, predict, train_classifier
 from helpers.data import balanced_weights, check_known, encode, label_loaders, part, source_name, with_teacher_logits
-from helpers.models import extract_student, load_teacher, weights_sha256
+from helpers.models import weights_sha256
 from helpers.runs.cards import model_card
 from helpers.runs.experiment import (
     VALIDATIONS,
@@ -24,6 +24,8 @@ from helpers.runs.experiment import (
     cut_at,
     ensure_student,
     labelled_corpus,
+    make_student,
+    prepare_teacher,
     read_corpus,
     teacher_source,
 )
@@ -75,7 +77,7 @@ def check_models(parameters: dict[str, Any]) -> None:
         FileNotFoundError, ValueError: what `labelled_corpus`, `load_teacher`, `load_baseline` and `check_known` find.
     """
     table, most = labelled_corpus(parameters), parameters["MAX_LENGTH"]
-    _, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]), most)
+    _, tokenizer = prepare_teacher(parameters)
     check_known(table, tokenizer, "LABELLED_CORPUS", "TEACHER")
     if parameters.get("BASELINE") is not None:
         labels = table.features["label"].names
@@ -173,7 +175,7 @@ def task(
     if start == "distilled":
         encoder = ensure_student(parameters, teacher, engine=engine).model
     else:
-        encoder = teacher.model if start == "teacher" else extract_student(teacher.model, layers)
+        encoder = teacher.model if start == "teacher" else make_student(parameters, teacher)
     loaders = task_loaders(train, valid, tokenizer, batch_size, passes, seed)
     steps = VALIDATIONS * len(loaders["train"])
 
@@ -183,7 +185,7 @@ def task(
         return model_card(
             title,
             "text-classification",
-            "A classifier on the encoder of a BERT, or of a DistilBERT that was made from it.",
+            "A classifier on the encoder of its teacher, or of a student of that.",
             teacher=parameters["TEACHER"],
             corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else source_name(source),
             settings=settings | ({} if start == "teacher" else {"layers": layers}),
