@@ -25,4 +25,4 @@ from helpers.models.teacher import (
     load_teacher,
     weights_sha256,
 )
-from helpers.models.vocabulary import describe_trimming, keep_rows, rows_to_cover, trim_vocabulary
+from helpers.models.vocabulary import describe_trimming, keep_rows, least_rows, rows_to_cover, trim_vocabulary

@@ -20,7 +20,6 @@ from helpers.runs.cards import model_card
 from helpers.runs.experiment import (
     VALIDATIONS,
     Trained,
-    chosen_layers,
     cut_at,
     ensure_student,
     labelled_corpus,
@@ -148,7 +147,6 @@ def task(
     labels, seed = parts["train"].features["label"].names, parameters["SEED"]
     rows = {name: encode(texts, tokenizer, parameters["MAX_LENGTH"]) for name, texts in parts.items()}
     weights, batch_size = balanced_weights(parts["train"]["label"], len(labels)), parameters["FINE_TUNING_BATCH_SIZE"]
-    layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     train, valid, passes = rows["train"], rows["valid"], parameters["FINE_TUNING_EPOCHS"]
     loss_weights = {"labels": 1.0}
     if taught_by == "teacher":
@@ -176,6 +174,7 @@ def task(
         encoder = ensure_student(parameters, teacher, engine=engine).model
     else:
         encoder = teacher.model if start == "teacher" else make_student(parameters, teacher)
+    layers = getattr(encoder.config, "teacher_layers", "its own")
     loaders = task_loaders(train, valid, tokenizer, batch_size, passes, seed)
     steps = VALIDATIONS * len(loaders["train"])
 
