@@ -424,7 +424,7 @@ def test_load_teacher_takes_each_family_with_its_head_and_without(pair, tmp_path
 
 def test_a_student_of_another_vocabulary_is_refused(tmp_path):
     folder = save(tmp_path, FAMILIES["bert"]())
-    student, own = models.load_student(folder)
+    _, own = models.load_student(folder)
     models.check_vocabularies(own, wordpiece(), folder)
     with pytest.raises(ValueError, match=r"STUDENT .*its tokenizer has 72 tokens, the teacher's 270, and \d+ are the"):
         models.check_vocabularies(own, byte_level(), folder)

@@ -8,6 +8,7 @@ from helpers.models.feed_forward import check_width, narrow_feed_forward, neuron
 from helpers.models.masked import ROWS_TO_A_MULTIPLE_OF, MaskedPositionLM
 from helpers.models.student import (
     HEAD_PARTS,
+    KINDS,
     LAYER_NORM_EPSILON,
     LAYER_PARTS,
     check_layers,
@@ -24,4 +25,4 @@ from helpers.models.teacher import (
     load_teacher,
     weights_sha256,
 )
-from helpers.models.vocabulary import keep_rows, rows_to_cover, trim_vocabulary
+from helpers.models.vocabulary import describe_trimming, keep_rows, least_rows, rows_to_cover, trim_vocabulary

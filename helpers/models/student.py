@@ -125,16 +125,20 @@ def same_student(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel
     return type(teacher)(config)
 
 
+KINDS = ("distilbert", "same")
+"""What a student that is extracted may be; see `extract_student`."""
+
+
 def check_student(teacher: PreTrainedModel, layers: list[int], student: str) -> None:
     """Raise a ValueError unless a student of this kind can be made of the teacher's `layers`; see `extract_student`."""
     check_layers(layers, teacher.config.num_hidden_layers)
     kind = teacher.config.model_type
-    if student not in ("distilbert", "same"):
+    if student not in KINDS:
         raise ValueError(f"student={student!r}: choose 'distilbert' or 'same'.")
     if student == "distilbert" and kind not in ("bert", "distilbert"):
         raise ValueError(
-            f"STUDENT is 'distilbert', but the teacher is a {kind!r}, whose layers do not fit a DistilBERT. Set STUDENT "
-            "to 'same', which keeps its own class, or to a folder or hub name."
+            f"STUDENT is 'distilbert', but the teacher is a {kind!r}, whose layers do not fit one. Set STUDENT to "
+            "'same', the teacher's own class, or to a folder or hub name."
         )
     if family_of(teacher).first_stays and layers[0] != 0:
         raise ValueError(

@@ -97,7 +97,7 @@ def check_vocabularies(
     if ours != theirs:
         shared = len(ours.items() & theirs.items())
         raise ValueError(
-            f"STUDENT {str(name_or_path)!r}: its tokenizer has {len(ours):,} tokens, the teacher's {len(theirs):,}, and "
+            f"STUDENT {str(name_or_path)!r}: its tokenizer has {len(ours):,} tokens, the teacher's {len(theirs):,}; "
             f"{shared:,} are the same under the same number. Logits can be compared only where all are: take a student "
             "with the teacher's own tokenizer, or 'same'."
         )

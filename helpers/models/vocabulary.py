@@ -53,8 +53,7 @@ def trim_vocabulary(
             f"VOCABULARY is {size:,}, but the tokenizer has {len(ids):,} tokens: set it to fewer, or to None."
         )
     counts = token_counts(texts, tokenizer)
-    used = {token for token, number in ids.items() if counts[number]}
-    needed, parts = indispensable(tokenizer, said, used), merge_parts(said)
+    needed, parts = _needed(tokenizer, said, counts), merge_parts(said)
     if teacher.config.pad_token_id is not None:
         needed.add(teacher.config.pad_token_id)
     order = sorted(ids.values(), key=lambda row: (-counts[row], row))
@@ -64,6 +63,34 @@ def trim_vocabulary(
         if not (lost := _lost(texts, tokenizer, trimmed)):
             return keep_rows(teacher, rows), trimmed
         needed |= lost
+
+
+def least_rows(texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows cannot be spared, whatever the size: special tokens, ASCII, the characters of the texts."""
+    said = read_tokenizer(tokenizer)
+    return len(_needed(tokenizer, said, token_counts(texts, tokenizer)))
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase, said: dict, counts: np.ndarray) -> set[int]:
+    used = {token for token, number in tokenizer.get_vocab().items() if counts[number]}
+    return _with_parts(indispensable(tokenizer, said, used), merge_parts(said))
+
+
+def describe_trimming(texts: datasets.Dataset, tokenizer, trimmed) -> dict[str, dict]:
+    """What trimming costs the texts.
+
+    Returns:
+        ``rows``: from 0.99, 0.999 and 1 to the rows of `tokenizer` that make up that share of the tokens; ``before``
+        and ``after``: the mean ``tokens`` of a text, and the share of ``unknown`` ones among them.
+    """
+    found = {}
+    for name, each in (("before", tokenizer), ("after", trimmed)):
+        counts = token_counts(texts, each)
+        unknown = 0 if each.unk_token_id is None else counts[each.unk_token_id]
+        found[name] = {"tokens": counts.sum() / len(texts), "unknown": unknown / counts.sum()}
+        if each is tokenizer:
+            found["rows"] = {share: rows_to_cover(counts, share) for share in (0.99, 0.999, 1.0)}
+    return found
 
 
 def _with_parts(rows: set[int], parts: dict[int, set[int]]) -> set[int]:

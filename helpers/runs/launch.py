@@ -29,9 +29,9 @@ from huggingface_hub import ModelCard
 from helpers.callbacks import LOSSES, TASK_LOSSES
 from helpers.catalyst_today.engine import is_main_process
 from helpers.data import files_of
-from helpers.models import MaskedPositionLM, extract_student
+from helpers.models import MaskedPositionLM
 from helpers.runner import DistilMLMRunner, MaskedLMRunner
-from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, split_steps
+from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, make_student, split_steps
 from helpers.runs.experiment import card as experiment_card
 from helpers.runs.parameters import check_parameters, did_you_mean, uneven
 from helpers.runs.records import fingerprint, from_root, texts_from_root, with_contents, without_output_dir
@@ -231,10 +231,9 @@ def teacher(trained: Trained) -> MaskedPositionLM:
     return MaskedPositionLM(trained.model)
 
 
-def student(trained: Trained, layers: int | list[int]) -> MaskedPositionLM:
-    """A student of some of the teacher's layers, as the runner takes it."""
-    chosen = chosen_layers(layers, trained.model.config.num_hidden_layers)
-    return MaskedPositionLM(extract_student(trained.model, chosen))
+def student(trained: Trained, values: dict[str, Any]) -> MaskedPositionLM:
+    """The student that the parameters describe, as the runner takes it."""
+    return MaskedPositionLM(make_student(values, trained))
 
 
 def runner(weights: dict[str, float]) -> dl.Runner:
