@@ -90,6 +90,7 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     ("06", ["-y", "PART_SIZES: {train: 9}"], "PART_SIZES is {'train': 9}; it has to be a dict from 'train', 'valid'"),
     ("06", ["-y", "TASK_LOSS_WEIGHTS: {labels: 1}"], "TASK_LOSS_WEIGHTS is {'labels': 1}; it has to be a dict"),
     ("06", ["-p", "FINE_TUNING_LEARNING_RATES", "[2]"], "FINE_TUNING_LEARNING_RATES is '[2]'; it has to be a list of"),
+    ("07", ["-y", "SMALL: {VOCABULARY: 9}"], "SMALL is {'VOCABULARY': 9}; it has to be a dict from 'VOCABULARY' and"),
     ("08", ["-y", "GRID: {SEED: [1, 1]}"], "GRID is {'SEED': [1, 1]}; it has to be a dict from parameters of notebook"),
     ("08", ["-p", "TEXTS", "3"], "TEXTS is 3; it has to be a whole number, at least 20, or None for all."),
 ]
