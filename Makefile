@@ -5,7 +5,7 @@ BIN := .venv/bin
 NOTEBOOKS_AND_PROCESSES := notebooks experiments launch bench browser
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: tutorial test test-fast test-slow test-browser lab setup notebooks stale results bench bench-report
+.PHONY: tutorial test test-fast test-slow test-browser lab setup notebooks stale results demo bench bench-report
 
 # After Ctrl-C the command has said what there is to say; the rest keeps make from adding a line of its own.
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
@@ -24,7 +24,7 @@ test-fast: setup  ## lint, and the unit tests that need no notebook and no proce
 test-slow: .venv/.bench  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
-test-browser: .venv/.browser  ## JupyterLab and the report in Chromium, which is installed where apt-get may do it
+test-browser: .venv/.browser  ## JupyterLab, the report and the demo in Chromium, which is installed where apt-get may do it
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } || \
 		{ echo "Chromium is missing: sudo apt-get install chromium, or Google Chrome's own package"; exit 1; }
@@ -42,6 +42,9 @@ notebooks: setup  ## run the stale notebooks anew, in place, and those that read
 results: setup  ## write what notebooks 03 and 06 measured into README and docs/results.md
 	@$(BIN)/python notebooks/tools/results.py
 
+demo: setup  ## a page with notebook 07's student, which answers in the browser; needs npm
+	@$(BIN)/python notebooks/tools/demo.py
+
 bench: .venv/.bench  ## measure speed and memory beside other ways to distil; PARTS="speed reading" for some of it
 	@$(BIN)/python tests/bench/run.py $(PARTS)
 
@@ -55,13 +58,13 @@ setup: .venv/.installed  ## only install
 	@echo "Installing into .venv (some minutes, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet pip==24.0
-	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,compress]"
 	@touch $@
 
 .venv/.bench: .venv/.installed
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,bench]"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,compress,bench]"
 	@touch $@
 
 .venv/.browser: .venv/.installed
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,browser]"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,compress,browser]"
 	@touch $@

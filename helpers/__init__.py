@@ -8,6 +8,7 @@
 - `training`: the one training run; masked LM and distillation
 - `classification`: classifiers, and the distillation of a task
 - `evaluation`: scores, intervals, paired bootstrap
+- `compression`: what makes a trained model small, and a file that answers without PyTorch: pruning, export, int8
 - `plots`: the pictures
 
 What a reader does not need at first is in `files` (of texts and models, and what can be wrong with them; `data` and

@@ -15,7 +15,7 @@ from catalyst.core.logger import ILogger
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from helpers.callbacks import LOSSES, KLDivLossCallback, PerplexityCallback, weighted_sum
+from helpers.callbacks import LOSSES, KLDivLossCallback, LayerLossCallback, PerplexityCallback, weighted_sum
 from helpers.catalyst_today.checkpoints import CheckpointCallback, ResumeCallback
 from helpers.catalyst_today.engine import Engine
 from helpers.catalyst_today.history import (
@@ -230,7 +230,7 @@ def train_masked_lm(
     """Train all of a masked-LM model in place, without a teacher.
 
     Args:
-        model: a BERT or DistilBERT with its masked-LM head.
+        model: a masked-LM model of `models.FAMILIES`.
         loaders, name, options: see `fit`.
 
     Returns:
@@ -240,20 +240,17 @@ def train_masked_lm(
     return fit(MaskedLMRunner(), MaskedPositionLM(model), measures, loaders, name=name, **options)
 
 
-def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
-    """Raise a ValueError where the losses of logits cannot be taken between this teacher and this student."""
-    used = {name for name, weight in loss_weights.items() if weight > 0}
+def check_shapes(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
+    """Raise a ValueError where these losses cannot be taken between models of these shapes."""
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
         raise ValueError(
             f"the student's vocabulary has {ours.vocab_size:,} tokens, the teacher's {theirs.vocab_size:,}: "
             "they have to share one. Extract the student from this teacher (models.extract_student)."
         )
-    if used & {"kl", "mse"} and head_is_untrained(teacher):
-        raise ValueError(
-            "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "
-            "experiment.ensure_teacher, which trains one, or leave kl and mse out of LOSS_WEIGHTS."
-        )
+    for name, weight in loss_weights.items():
+        if weight > 0 and isinstance(loss := LOSSES[name](), LayerLossCallback):
+            loss.check(ours, theirs)
 
 
 def distill(
@@ -281,11 +278,16 @@ def distill(
         The history: ``loss``, each loss that has a weight, and ``perplexity``.
 
     Raises:
-        ValueError: the losses, or teacher and student, do not fit (`weighted_sum`, `check_pair`, and what a callback
-            of a loss between layers checks).
+        ValueError: the losses, or teacher and student, do not fit (see `weighted_sum` and `check_shapes`), or the
+            teacher's head is untrained and a loss needs its logits.
     """
     measures = masked_lm_measures(loss_weights, temperature)
-    check_pair(teacher, student, loss_weights)
+    check_shapes(teacher, student, loss_weights)
+    if loss_weights.get("kl", 0) + loss_weights.get("mse", 0) > 0 and head_is_untrained(teacher):
+        raise ValueError(
+            "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "
+            "experiment.ensure_teacher, which trains one, or leave kl and mse out of LOSS_WEIGHTS."
+        )
     settings = {"loss_weights": loss_weights, "temperature": temperature}
     settings |= {"layers": getattr(student.config, "teacher_layers", None)}
     if options.get("logdir") is not None:  # a hash of all its weights takes a second

@@ -68,6 +68,14 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     ("03", ["-p", "LEARNING_RATE", "fast"], "LEARNING_RATE is 'fast'; it has to be a number above 0 and at most 1."),
     ("03", ["-y", "LEARNING_RATE: 5e+4"], "LEARNING_RATE is '5e+4'; it has to be a number above 0 and at most 1."),
     ("03", ["-p", "LAYERS", "[0, 3"], "LAYERS is '[0, 3'; it has to be how many layers to keep, or a list of layer"),
+    (
+        "03",
+        ["-p", "LAYERS", "first:0"],
+        "LAYERS is 'first:0'; it has to be how many layers to keep, or a list of layer",
+    ),
+    ("03", ["-p", "VOCABULARY", "0"], f"VOCABULARY is 0; it has to be {WHOLE}, or None."),
+    ("06", ["-p", "FEED_FORWARD", "half"], f"FEED_FORWARD is 'half'; it has to be {WHOLE}, or None."),
+    ("08", ["-r", "STUDENT", ""], "STUDENT is ''; it has to be a text that is not empty."),
     ("03", ["-y", "LOSS_WEIGHTS: {kld: 1}"], f"LOSS_WEIGHTS is {{'kld': 1}}; it has to be {FORM}"),
     ("03", ["-y", "LOSS_WEIGHTS: {kl: 0}"], f"LOSS_WEIGHTS is {{'kl': 0}}; it has to be {FORM}"),
     ("03", ["-p", "TEXT_FIELD", "nan"], "TEXT_FIELD is nan; it has to be a text that is not empty. In a file, put it"),
@@ -82,6 +90,7 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     ("06", ["-y", "PART_SIZES: {train: 9}"], "PART_SIZES is {'train': 9}; it has to be a dict from 'train', 'valid'"),
     ("06", ["-y", "TASK_LOSS_WEIGHTS: {labels: 1}"], "TASK_LOSS_WEIGHTS is {'labels': 1}; it has to be a dict"),
     ("06", ["-p", "FINE_TUNING_LEARNING_RATES", "[2]"], "FINE_TUNING_LEARNING_RATES is '[2]'; it has to be a list of"),
+    ("07", ["-y", "SMALL: {VOCABULARY: 9}"], "SMALL is {'VOCABULARY': 9}; it has to be a dict from 'VOCABULARY' and"),
     ("08", ["-y", "GRID: {SEED: [1, 1]}"], "GRID is {'SEED': [1, 1]}; it has to be a dict from parameters of notebook"),
     ("08", ["-p", "TEXTS", "3"], "TEXTS is 3; it has to be a whole number, at least 20, or None for all."),
 ]
@@ -110,7 +119,7 @@ CATALYST_RUN = [  # the pipeline, the last config file, the last line, its own f
     ("distill", "parameters:", "{own}: section 'parameters' is empty: write names and values under it, or drop it."),
     ("distill", "callbacks: [kl]", "{own}: section 'callbacks' is ['kl']: write names and values under it, or drop"),
     ("distill", "calbacks: {}", "{own}: there is no section 'calbacks'; did you mean callbacks?"),
-    ("distill", "student: {layrs: 2}", "{own}: student: student takes no 'layrs'; did you mean layers?"),
+    ("distill", "student: {valuess: 2}", "{own}: student: student takes no 'valuess'; did you mean values?"),
     ("distill", "engine: {_target_: helpers.Engin}", "{own}: engine: there is no helpers.Engin"),
     (
         "distill",
@@ -127,6 +136,14 @@ CATALYST_RUN = [  # the pipeline, the last config file, the last line, its own f
         "parameters: {LAYERS: [0, 9]}",
         "ValueError: LAYERS [0, 9]: the teacher has layers 0 to 3, so not [9].",
     ),
+    (
+        "distill",
+        "parameters: {VOCABULARY: 500}",
+        "VOCABULARY is 500, but the tokenizer has 121 tokens: set it to fewer",
+    ),
+    ("distill", "parameters: {FEED_FORWARD: 129}", "FEED_FORWARD is 129, but the model's feed-forward layers are 128 "),
+    ("distill", "parameters: {STUDENT: '{folder}'}", "STUDENT '{folder}': the folder holds no config.json."),
+    ("sentiment", "parameters: {VOCABULARY: 20}", "VOCABULARY is 20, but special tokens, ASCII and the characters of"),
     ("distill", "parameters: {MAX_LENGTH: 65}", "MAX_LENGTH is 65, but TEACHER '{teacher}' takes 64 tokens at most."),
     ("distill", "parameters: {OUTPUT_DIR: '{file}'}", "{own}: OUTPUT_DIR: {file} cannot be written ("),
     ("sentiment", "task: {start: student}", "{own}: task: start is 'student'; choose one of teacher, distilled, extr"),
@@ -157,7 +174,7 @@ def test_catalyst_run(pipeline, own, sentence, files, tmp_path, monkeypatch, cap
 
     def filled(text):
         return re.sub(
-            r"\{(own|teacher|file|unlabelled|several|one|rare|good)\}", lambda found: str(named[found[1]]), text
+            r"\{(own|teacher|file|folder|unlabelled|several|one|rare|good)\}", lambda found: str(named[found[1]]), text
         )
 
     last.write_text(filled(own))

@@ -5,6 +5,7 @@ import re
 from importlib.metadata import version
 
 import datasets
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -14,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from helpers import classification, data, evaluation, training
 from helpers.catalyst_today.saving import save_folder
 from helpers.runs import experiment
-from helpers.runs.cards import model_card
+from helpers.runs.cards import add_table, model_card
 
 
 def test_a_students_card_tells_what_its_training_did(parameters):
@@ -129,3 +130,13 @@ def test_the_cards_example_runs_on_a_text_of_any_length(saved):
         (said,) = namespace["said"]
         assert said["label"] == "abc"[expected.argmax()]
         assert said["score"] == pytest.approx(expected.max().item(), rel=1e-4)
+
+
+def test_a_table_goes_to_the_end_of_a_card_which_is_read_again(tmp_path):
+    card = model_card("title", "fill-mask", "What.", teacher="minilm", corpus="c", settings={}, metrics={})
+    add_table(card, "Sizes", pd.DataFrame({"MB": {"whole": "9.10", "int8": "2.30"}, "right": "80%"}))
+    card.save(tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    rows = "|  | MB | right |\n| --- | --- | --- |\n| whole | 9.10 | 80% |\n| int8 | 2.30 | 80% |\n"
+    assert text.endswith(f"\n\n## Sizes\n\n{rows}")
+    assert ModelCard.load(tmp_path / "README.md").data.pipeline_tag == "fill-mask"

@@ -156,7 +156,7 @@ def rows_of(dataset):
 
 def test_packing_keeps_every_token_once_and_in_order(tiny, sentences):
     _, tokenizer = tiny
-    tokens = masked._tokenize(sentences, tokenizer)
+    tokens = masked.token_ids(sentences, tokenizer)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     rows = rows_of(masked._blocks(tokens, tokenizer, 16, pack=True))
     assert all(row[0] == cls and row[-1] == sep and len(row) <= 16 for row in rows)
@@ -168,13 +168,13 @@ def test_packing_keeps_every_token_once_and_in_order(tiny, sentences):
 def test_texts_stay_apart_within_a_packed_row(tiny):
     _, tokenizer = tiny
     texts = datasets.Dataset.from_dict({"text": ["the cat", "the dog"]})
-    row = rows_of(masked._blocks(masked._tokenize(texts, tokenizer), tokenizer, 64, pack=True))[0]
+    row = rows_of(masked._blocks(masked.token_ids(texts, tokenizer), tokenizer, 64, pack=True))[0]
     assert tokenizer.decode(row) == "[CLS] the cat [SEP] the dog [SEP]"
 
 
 def test_without_packing_a_row_is_what_the_tokenizer_gives(tiny, sentences):
     _, tokenizer = tiny
-    rows = rows_of(masked._blocks(masked._tokenize(sentences, tokenizer), tokenizer, 12, pack=False))
+    rows = rows_of(masked._blocks(masked.token_ids(sentences, tokenizer), tokenizer, 12, pack=False))
     assert rows == tokenizer(sentences["text"][:], truncation=True, max_length=12)["input_ids"]
 
 
@@ -268,13 +268,13 @@ def test_steps_per_epoch(tiny, sentences):
 def test_tokens_are_cached_from_process_to_process(tmp_path, tiny_folder):
     path = write_csv(tmp_path / "a.csv", [f"the cat number {i}" for i in range(20)])
     texts = data.read_texts(path, "review")
-    first = masked._tokenize(texts, load_teacher(tiny_folder)[1])
+    first = masked.token_ids(texts, load_teacher(tiny_folder)[1])
     (file,) = {entry["filename"] for entry in first.cache_files}
     written = os.stat(file).st_mtime_ns
     code = (
         "from helpers import data; from helpers.data import masked; from helpers.models import load_teacher; "
         f"tokenizer = load_teacher({str(tiny_folder)!r})[1]; tokenizer(['the cat']); "
-        f"tokens = masked._tokenize(data.read_texts({str(path)!r}, 'review'), tokenizer); "
+        f"tokens = masked.token_ids(data.read_texts({str(path)!r}, 'review'), tokenizer); "
         "print(tokens.cache_files[0]['filename'])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

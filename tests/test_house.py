@@ -8,7 +8,8 @@ import pytest
 import helpers
 from conftest import ROOT
 
-FRONT = ["data", "models", "losses", "callbacks", "runner", "training", "classification", "evaluation", "plots"]
+FRONT = ["data", "models", "losses", "callbacks", "runner", "training", "classification", "evaluation"]
+FRONT += ["compression", "plots"]
 """The front rooms in reading order: each imports only what stands before it."""
 BACK = ["files", "catalyst_today", "runs"]
 MAY_USE_BACK_ROOMS = {
@@ -19,7 +20,7 @@ MAY_USE_BACK_ROOMS = {
     "runs": {"catalyst_today"},
 }
 """Which room may import which back room; `runs` may be imported by notebooks alone."""
-WITHOUT_CATALYST = ["data", "models", "losses", "evaluation", "plots", "files"]
+WITHOUT_CATALYST = ["data", "models", "losses", "evaluation", "compression", "plots", "files"]
 
 
 def modules():
@@ -123,7 +124,7 @@ def test_the_front_rooms_fit_into_an_evening():
     lines = {
         name: len(MODULES[name].read_text(encoding="utf-8").splitlines()) for name in INSIDE if room(name) in FRONT
     }
-    assert sum(lines.values()) <= 2900
+    assert sum(lines.values()) <= 3700
     assert max(lines.values()) <= 300
 
 

@@ -6,6 +6,8 @@ from transformers import (
     BertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     pipeline,
 )
 
@@ -205,11 +207,9 @@ def test_load_teacher_keeps_a_head_that_is_there(tiny, tmp_path):
     assert torch.equal(again.cls.predictions.transform.dense.weight, teacher.cls.predictions.transform.dense.weight)
 
 
-def test_load_teacher_refuses_what_is_no_bert(tmp_path, monkeypatch):
-    DistilBertForMaskedLM(DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=1, hidden_dim=8)).save_pretrained(
-        tmp_path
-    )
-    with pytest.raises(ValueError, match="is a 'distilbert'"):
+def test_load_teacher_refuses_other_encoders_by_name(tmp_path):
+    ElectraForMaskedLM(ElectraConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'electra'; what fits: bert, camembert, distilbert, modernbert, roberta"):
         models.load_teacher(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder with a config"):
         models.load_teacher(tmp_path / "absent")

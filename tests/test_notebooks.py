@@ -99,6 +99,34 @@ def check_06(record):
     assert len(record["differences"]) == 6
 
 
+def check_07(record):
+    models, ways = record["models"], ("PyTorch", "onnxruntime", "int8")
+    assert set(models) == {
+        *(f"{who}, {way}" for who in ("teacher", "student") for way in ways),
+        *(f"small student, {way}" for way in ways[1:]),
+        "student, half zeros",
+    }
+    for who in ("teacher", "student"):
+        in_pytorch, in_onnx, in_int8 = (models[f"{who}, {way}"] for way in ways)
+        assert in_onnx["test_accuracy"] == in_pytorch["test_accuracy"]
+        assert in_onnx["megabytes"] == pytest.approx(in_pytorch["megabytes"], abs=0.05)
+        assert in_int8["megabytes"] < 0.5 * in_onnx["megabytes"]
+    for values in models.values():
+        low, kept, high = values["share_kept"]
+        assert low <= kept <= high
+    assert models["teacher, PyTorch"]["share_kept"] == [1, 1, 1]
+    assert models["student, int8"]["test_accuracy"] > 0.6, "guessing would give a third"
+    assert models["small student, int8"]["megabytes"] < models["student, int8"]["megabytes"]
+    assert models["student, half zeros"]["megabytes"] == pytest.approx(
+        models["student, onnxruntime"]["megabytes"], rel=0.01
+    )
+    assert record["largest_difference"] < 1e-4
+    near = {name: values["kl_to_teacher"] for name, values in record["masked_lm"].items()}
+    assert near["student, onnxruntime"] == pytest.approx(near["student, PyTorch"], rel=1e-4)
+    assert near["student, int8"] == pytest.approx(near["student, PyTorch"], rel=0.3)
+    assert re.fullmatch(r"small-\*{10}", record["folder"])
+
+
 def check_08(record):
     varied = [{"LAYERS": [0, 3], "TEMPERATURE": 2.0}, {"LAYERS": [0, 1], "TEMPERATURE": 2.0}]
     assert [each["varied"] for each in record["runs"].values()] == varied
@@ -152,6 +180,7 @@ def test_runs_on_tiny_data_and_repeats(executed):
         "04": check_04,
         "05": check_05,
         "06": check_06,
+        "07": check_07,
         "08": check_08,
     }
     checks[name[:2]](first)

@@ -38,7 +38,7 @@ def test_environment_yml_installs_from_pyproject():
     environment = yaml.safe_load(read("environment.yml"))
     conda = [line for line in environment["dependencies"] if isinstance(line, str)]
     (pip,) = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
-    assert [line for line in pip if not line.startswith("--")] == ["-e .[dev]"]
+    assert [line for line in pip if not line.startswith("--")] == ["-e .[dev,compress]"]
     assert "pip=24.0" in conda
     assert "pip==24.0" in read("Makefile")
     python = next(line for line in conda if line.startswith("python=")).removeprefix("python=")
@@ -136,8 +136,9 @@ def test_the_pages_control_is_the_long_one():
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_requirements_resolve(python, tmp_path):
     target = tmp_path / "resolved.txt"
-    command = ["uv", "pip", "compile", "--quiet", "--python-version", python, "--extra", "dev", "--output-file", target]
-    subprocess.run([sys.executable, "-m", *command, ROOT / "pyproject.toml"], check=True)
+    command = ["uv", "pip", "compile", "--quiet", "--python-version", python, "--output-file", target]
+    command += ["--extra", "dev", "--extra", "compress", ROOT / "pyproject.toml"]
+    subprocess.run([sys.executable, "-m", *command], check=True)
     resolved = target.read_text()
     assert "catalyst==22.4\n" in resolved
     assert "torch==2.13.0\n" in resolved

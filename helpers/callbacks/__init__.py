@@ -19,6 +19,7 @@ from helpers.callbacks.layers import (
     AttentionLossCallback,
     CosineLossCallback,
     HiddenLossCallback,
+    LayerLossCallback,
     RelationLossCallback,
 )
 from helpers.callbacks.measures import (

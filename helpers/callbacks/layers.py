@@ -14,7 +14,7 @@ from helpers.callbacks.measures import (
     MaskedLanguageModelCallback,
     MSELossCallback,
 )
-from helpers.models import ATTENTION_NAMES, recorded_qkv
+from helpers.models import FAMILIES, recorded_qkv
 
 KEYS = {"s_qkv": "student", "t_qkv": "teacher"}
 OF_LOGITS = (MaskedLanguageModelCallback, KLDivLossCallback, MSELossCallback)
@@ -127,15 +127,6 @@ class QKVLossCallback(LayerLossCallback):
         super().__init__(metric_key, layers)
         self.hooks = ExitStack()
 
-    def check(self, student, teacher):
-        super().check(student, teacher)
-        for who, config in (("student", student), ("teacher", teacher)):
-            if config.model_type not in ATTENTION_NAMES:
-                raise ValueError(
-                    f"the {who} is a {config.model_type!r}: the {self.metric_key} loss finds queries, keys and values "
-                    f"in {', '.join(ATTENTION_NAMES)} alone."
-                )
-
     def on_loader_start(self, runner) -> None:
         super().on_loader_start(runner)
         models = [runner.engine.unwrap_model(runner.model[which]).model for which in KEYS.values()]
@@ -201,7 +192,7 @@ class AttentionLossCallback(QKVLossCallback):
     def check(self, student, teacher):
         super().check(student, teacher)
         for who, config in (("student", student), ("teacher", teacher)):
-            if ATTENTION_NAMES[config.model_type].rotated:
+            if FAMILIES[config.model_type].rotated:
                 raise ValueError(
                     f"the {who} is a {config.model_type!r}, which rotates queries and keys by their positions before "
                     "it multiplies them: the attention loss would compare other scores. Take the relation loss."

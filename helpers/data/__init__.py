@@ -20,6 +20,8 @@ from helpers.data.masked import (
     MaskingCollator,
     masked_lm_loaders,
     masked_targets,
+    token_counts,
+    token_ids,
     token_lengths,
 )
 from helpers.data.texts import bundled_reviews, drop_repeats, read_labelled, read_texts, with_label_names

@@ -106,7 +106,7 @@ class MaskingCollator:
         return {"input_ids": input_ids, "attention_mask": attended(rows), "labels": labels}
 
 
-def _tokenize(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
+def token_ids(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
     """Token ids of each text, without special tokens: ``input_ids`` (list of int32) and their number, ``length``."""
 
     def encode(batch):
@@ -131,7 +131,15 @@ def _tokenize(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
 
 def token_lengths(texts: datasets.Dataset, tokenizer) -> np.ndarray:
     """Number of tokens of each text without special tokens: (texts,) int64."""
-    return _tokenize(texts, tokenizer).with_format("numpy")["length"][:]
+    return token_ids(texts, tokenizer).with_format("numpy")["length"][:]
+
+
+def token_counts(texts: datasets.Dataset, tokenizer) -> np.ndarray:
+    """How often the texts use each token of the vocabulary: (highest id + 1,) int64."""
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    for batch in token_ids(texts, tokenizer).with_format("numpy").iter(1000):
+        counts += np.bincount(np.concatenate(batch["input_ids"]).astype(np.int64), minlength=len(counts))
+    return counts
 
 
 def _edges(tokenizer) -> list[int]:
@@ -213,7 +221,7 @@ def masked_lm_loaders(
     if len(different) < 2:
         raise ValueError(f"{len(different)} different text(s): one to train on and one to validate with are needed.")
     check_known(different, tokenizer)
-    train, valid = _split(_tokenize(different, tokenizer), valid_masks, probability, seed)
+    train, valid = _split(token_ids(different, tokenizer), valid_masks, probability, seed)
     train, valid = (_blocks(part, tokenizer, max_length, pack) for part in (train, valid))
     collate = MaskingCollator(tokenizer, probability)
     generator = torch.Generator().manual_seed(seed)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from helpers.data import IGNORED
+from helpers.models.families import family_of
 
 ROWS_TO_A_MULTIPLE_OF = 64
 """What the head is given; see `MaskedPositionLM.forward`."""
 
 
 class MaskedPositionLM(nn.Module):
-    """A BERT or DistilBERT masked-LM model whose head runs at the masked positions alone.
+    """A masked-LM model of `families.FAMILIES` whose head runs at the masked positions alone.
 
     `transformers` projects every position onto the vocabulary; six sevenths of that work, and of the memory, is for
     positions that no masked loss reads. The wrapper saves and loads as the model it wraps.
@@ -40,11 +41,7 @@ class MaskedPositionLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Project (..., hidden) onto (..., vocabulary) as the wrapped model's own forward does."""
-        model = self.model
-        if isinstance(model, BertForMaskedLM):
-            return model.cls(hidden)
-        transformed = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
-        return model.vocab_projector(transformed)
+        return family_of(self.model).head(self.model, hidden)
 
     def state_dict(self, *args, **kwargs):
         return self.model.state_dict(*args, **kwargs)

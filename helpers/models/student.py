@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from itertools import pairwise
 
 from torch import Tensor
-from transformers import BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+from transformers import BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM, PreTrainedModel
+
+from helpers.models.families import family_of
 
 
 def spread_layers(teacher_layers: int, student_layers: int) -> list[int]:
@@ -100,39 +103,92 @@ def student_state_dict(teacher: BertForMaskedLM, layers: list[int]) -> dict[str,
     return student
 
 
-def extract_student(teacher: BertForMaskedLM, layers: list[int], weights: str = "teacher") -> DistilBertForMaskedLM:
-    """Build a DistilBERT student from some of a BERT teacher's layers.
+def same_state_dict(teacher: PreTrainedModel, layers: list[int]) -> dict[str, Tensor]:
+    """The teacher's weights under the names of a model of its own class that keeps only `layers`."""
+    prefix, student = f"{family_of(teacher).layers}.", {}
+    for name, weight in teacher.state_dict().items():
+        if not name.startswith(prefix):
+            student[name] = weight
+            continue
+        old, part = name.removeprefix(prefix).split(".", 1)
+        if int(old) in layers:
+            student[f"{prefix}{layers.index(int(old))}.{part}"] = weight
+    return student
+
+
+def same_student(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+    """A model of the teacher's own class with as many layers, its weights random."""
+    config = copy.deepcopy(teacher.config)
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):  # ModernBERT's: which tokens a layer sees
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    return type(teacher)(config)
+
+
+KINDS = ("distilbert", "same")
+"""What a student that is extracted may be; see `extract_student`."""
+
+
+def check_student(teacher: PreTrainedModel, layers: list[int], student: str) -> None:
+    """Raise a ValueError unless a student of this kind can be made of the teacher's `layers`; see `extract_student`."""
+    check_layers(layers, teacher.config.num_hidden_layers)
+    kind = teacher.config.model_type
+    if student not in KINDS:
+        raise ValueError(f"student={student!r}: choose 'distilbert' or 'same'.")
+    if student == "distilbert" and kind not in ("bert", "distilbert"):
+        raise ValueError(
+            f"STUDENT is 'distilbert', but the teacher is a {kind!r}, whose layers do not fit one. Set STUDENT to "
+            "'same', the teacher's own class, or to a folder or hub name."
+        )
+    if family_of(teacher).first_stays and layers[0] != 0:
+        raise ValueError(
+            f"LAYERS {layers}: layer 0 of a {kind!r} has no norm before its attention, unlike the others, so it has to "
+            f"be the first: name it too, such as {[0, *layers[1:]]}."
+        )
+
+
+def extract_student(
+    teacher: PreTrainedModel, layers: list[int], weights: str = "teacher", student: str = "distilbert"
+) -> PreTrainedModel:
+    """Build a student from some of a teacher's layers.
 
     Args:
-        teacher: the BERT; it is left as it is.
-        layers: ascending indices of the layers that the student keeps. Taking all gives the teacher's logits on single
-            texts (see `student_state_dict` for pairs of texts), provided that its LayerNorms have the epsilon of
-            DistilBERT's, `LAYER_NORM_EPSILON`. With another, the student computes nearly the same, and a warning says
-            so: in memory it has the epsilon that it will have when it is loaded again.
-        weights: ``"teacher"`` copies embeddings, layers and head (the article's initialization); ``"embeddings"`` only
-            embeddings and head; ``"random"`` nothing. What is not copied gets BERT's own random initialization, from
+        teacher: a masked-LM model of `families.FAMILIES`; it is left as it is.
+        layers: ascending indices of the layers that the student keeps. Taking all gives the teacher's logits. Of a
+            DistilBERT student that holds for single texts (see `student_state_dict` for pairs), provided that the
+            teacher's LayerNorms have the epsilon of DistilBERT's, `LAYER_NORM_EPSILON`. With another, the student
+            computes nearly the same, and a warning says so: in memory it has the epsilon that it will have when it is
+            loaded again.
+        weights: ``"teacher"`` copies embeddings, layers and head (the article's initialization); ``"embeddings"`` all
+            but the layers; ``"random"`` nothing. What is not copied gets the student's own random initialization, from
             torch's global seed.
+        student: ``"distilbert"`` of a BERT (or of a DistilBERT, whose own class that is); ``"same"`` is the teacher's
+            own class: a BERT keeps its token types, and so it tells the two texts of a pair apart.
 
     Returns:
         The student in eval mode, float32, sharing no memory with the teacher. Its config names the layers that it was
         copied from as ``teacher_layers``.
 
     Raises:
-        ValueError: layers out of range, repeated, not ascending or none; or unknown `weights`.
+        ValueError: layers out of range, repeated, not ascending or none; a ModernBERT without its layer 0; a
+            DistilBERT of another teacher; or unknown `weights` or `student`.
     """
-    check_layers(layers, teacher.config.num_hidden_layers)
+    check_student(teacher, layers, student)
     if weights not in ("teacher", "embeddings", "random"):
         raise ValueError(f"weights={weights!r}: choose 'teacher', 'embeddings' or 'random'.")
-    if weights == "teacher" and teacher.config.layer_norm_eps != LAYER_NORM_EPSILON:
-        warnings.warn(
-            f"The teacher's LayerNorms have the epsilon {teacher.config.layer_norm_eps:g}. A DistilBERT's always have "
-            f"{LAYER_NORM_EPSILON:g}, so even a copy of all layers gives logits that differ a little.",
-            stacklevel=2,
-        )
-    student = DistilBertForMaskedLM(student_config(teacher, len(layers)))
+    if student == "distilbert" and teacher.config.model_type == "bert":
+        if weights == "teacher" and teacher.config.layer_norm_eps != LAYER_NORM_EPSILON:
+            warnings.warn(
+                f"The teacher's LayerNorms have the epsilon {teacher.config.layer_norm_eps:g}. A DistilBERT's always "
+                f"have {LAYER_NORM_EPSILON:g}, so even a copy of all layers gives logits that differ a little.",
+                stacklevel=2,
+            )
+        made, copied = DistilBertForMaskedLM(student_config(teacher, len(layers))), student_state_dict
+    else:
+        made, copied = same_student(teacher, layers), same_state_dict
     if weights == "teacher":  # strict: every weight of the student is copied
-        student.load_state_dict(student_state_dict(teacher, layers))
-        student.config.teacher_layers = list(layers)
+        made.load_state_dict(copied(teacher, layers))
+        made.config.teacher_layers = list(layers)
     elif weights == "embeddings":
-        student.load_state_dict(student.state_dict() | student_state_dict(teacher, []))
-    return student.eval()
+        made.load_state_dict(made.state_dict() | copied(teacher, []))
+    return made.eval()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.files.checked_models import load_checked, read_config
+from helpers.models.families import FAMILIES, family_of
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -30,39 +31,39 @@ def _minilm_folder() -> Path:
 
 
 @torch.no_grad()
-def _start_head(model: BertForMaskedLM) -> None:
+def _start_head(model: PreTrainedModel) -> None:
     """Start an untrained masked-LM head as close to "the encoder's output is the prediction" as it gets.
 
     The transform's dense layer becomes the identity, its LayerNorm the plain one, the output bias zero, and the output
     matrix, where it is not tied to them, the word embeddings. So the head starts the same each time, and what it has to
     learn is small.
     """
-    transform = model.cls.predictions.transform
-    model.cls.predictions.decoder.weight.copy_(model.get_input_embeddings().weight)
-    nn.init.eye_(transform.dense.weight)
-    nn.init.zeros_(transform.dense.bias)
-    nn.init.ones_(transform.LayerNorm.weight)
-    nn.init.zeros_(transform.LayerNorm.bias)
-    nn.init.zeros_(model.cls.predictions.decoder.bias)
+    family, output = family_of(model), model.get_output_embeddings()
+    output.weight.copy_(model.get_input_embeddings().weight)
+    nn.init.eye_(model.get_submodule(family.dense).weight)
+    nn.init.ones_(model.get_submodule(family.norm).weight)
+    for part in (output, model.get_submodule(family.dense), model.get_submodule(family.norm)):
+        if part.bias is not None:  # ModernBERT's transform has none
+            nn.init.zeros_(part.bias)
 
 
 def head_is_untrained(teacher: PreTrainedModel) -> bool:
-    """True while a BERT's masked-LM head is exactly as `load_teacher` starts one that the checkpoint lacks."""
-    if not isinstance(teacher, BertForMaskedLM):
+    """True while a masked-LM head is exactly as `load_teacher` starts one that the checkpoint lacks."""
+    if teacher.config.model_type not in FAMILIES:
         return False
-    weight = teacher.cls.predictions.transform.dense.weight
+    weight = teacher.get_submodule(family_of(teacher).dense).weight
     return torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
 
 
 def load_teacher(
     name_or_path: str | Path = "minilm", max_length: int | None = None
-) -> tuple[BertForMaskedLM, PreTrainedTokenizerBase]:
-    """Load a BERT with its masked-LM head and its tokenizer.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load an encoder with its masked-LM head and its tokenizer.
 
     Args:
         name_or_path: ``"minilm"`` (the packaged all-MiniLM-L6-v2, 6 layers of width 384, its sha256 checked), the name
-            of a BERT on the Hugging Face hub, or a local folder. Safetensors are preferred; of an older ``.bin`` file
-            `transformers` unpickles tensors alone (torch's ``weights_only``), never code.
+            of a model of `families.FAMILIES` on the Hugging Face hub, or a local folder. Safetensors are preferred; of
+            an older ``.bin`` file `transformers` unpickles tensors alone (torch's ``weights_only``), never code.
         max_length: how many tokens the teacher has to take.
 
     Returns:
@@ -71,34 +72,63 @@ def load_teacher(
 
     Raises:
         FileNotFoundError: neither a folder nor a model that the hub gives out, or a file is missing.
-        ValueError: not a BERT, or one whose positions are not absolute; a part of its head is missing; or what
-            `read_config` and `load_checked` find.
+        ValueError: no model of `families.FAMILIES`, or one whose positions are not absolute; a part of its head is
+            missing; or what `read_config` and `load_checked` find.
     """
-    what = f"TEACHER {str(name_or_path)!r}"
     source = _minilm_folder() if name_or_path == "minilm" else name_or_path
+    return _load(source, f"TEACHER {str(name_or_path)!r}", max_length)
+
+
+def load_student(
+    name_or_path: str | Path, max_length: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a masked-LM model of any shape that a teacher of the same vocabulary is to be distilled into.
+
+    Arguments, what it returns and raises: as `load_teacher`'s.
+    """
+    return _load(name_or_path, f"STUDENT {str(name_or_path)!r}", max_length)
+
+
+def check_vocabularies(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, name_or_path: str | Path
+) -> None:
+    """Raise a ValueError unless student and teacher have the same tokens under the same numbers."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        shared = len(ours.items() & theirs.items())
+        raise ValueError(
+            f"STUDENT {str(name_or_path)!r}: its tokenizer has {len(ours):,} tokens, the teacher's {len(theirs):,}; "
+            f"{shared:,} are the same under the same number. Logits can be compared only where all are: take a student "
+            "with the teacher's own tokenizer, or 'same'."
+        )
+
+
+def _load(source: str | Path, what: str, max_length: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = read_config(source, what)
-    if config.model_type != "bert":
-        raise ValueError(f"{what} is a {config.model_type!r}: the extraction here reads a BERT.")
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{what} is a {config.model_type!r}; what fits: {', '.join(sorted(FAMILIES))}.")
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
-        raise ValueError(f"{what}: only absolute position embeddings fit a DistilBERT student.")
+        raise ValueError(f"{what}: only absolute position embeddings are computed. Take a model that has these.")
     tokens = ("pad_token", "mask_token")
     model, tokenizer, lacking = load_checked(
-        BertForMaskedLM, source, config, what, tokens=tokens, max_length=max_length
+        AutoModelForMaskedLM, source, config, what, tokens=tokens, max_length=max_length
     )
     if len(tokenizer("")["input_ids"]) != 2:
         raise ValueError(
             f"{what}: its tokenizer does not put one token before a text and one behind it, as BERT's [CLS] and [SEP]. "
             "Give it these two (cls_token and sep_token), and save it again."
         )
-    transform = {name for name in model.state_dict() if name.startswith("cls.predictions.transform.")}
+    family = family_of(model)
+    transform = {name for name in model.state_dict() if name.startswith((f"{family.dense}.", f"{family.norm}."))}
     if transform <= set(lacking):
         _start_head(model)
         return model, tokenizer
-    biases = ["cls.predictions.bias", "cls.predictions.decoder.bias"]
-    if len(set(lacking) & set(biases)) == 1:  # an untied head's one bias was saved under either name
-        if biases[1] in lacking:
-            model.cls.predictions.decoder.bias = model.cls.predictions.bias
-        lacking = [name for name in lacking if name not in biases]
+    if family.bias is not None:  # an untied head's one bias may have been saved under either name
+        biases = [family.bias, f"{family.bias.removesuffix('bias')}decoder.bias"]
+        if len(set(lacking) & set(biases)) == 1:
+            if biases[1] in lacking:
+                model.get_output_embeddings().bias = model.get_parameter(biases[0])
+            lacking = [name for name in lacking if name not in biases]
     if lacking:
         raise ValueError(
             f"{what}: the checkpoint has a masked-LM head, but not all of it: it lacks {', '.join(lacking)}. Fetch "

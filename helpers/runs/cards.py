@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from helpers.runs.records import from_root
@@ -70,3 +71,11 @@ def model_card(
         sections.append("\n".join([f"## {heading}", "", "| | |", "|---|---|", *lines]))
     use = f"```python\nfrom transformers import pipeline\n\n{USES[task]}\n```"
     return ModelCard("\n\n".join([f"---\n{data.to_yaml()}\n---", f"# {title}", what, use, *sections]) + "\n")
+
+
+def add_table(card: ModelCard, heading: str, table: pd.DataFrame) -> None:
+    """Put a table of texts under a heading at a card's end."""
+    lines = [["", *table.columns], ["---"] * (1 + len(table.columns))]
+    lines += [[str(name), *row] for name, row in zip(table.index, table.values.tolist(), strict=True)]
+    rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    card.content = f"{card.content.rstrip()}\n\n## {heading}\n\n{rows}\n"

@@ -8,10 +8,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from catalyst.core.callback import Callback
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
@@ -23,16 +25,24 @@ from helpers.catalyst_today.history import History
 from helpers.catalyst_today.saving import save_folder, write_json
 from helpers.data import bundled_reviews, masked_lm_loaders, read_labelled, read_texts, source_name, without_bars
 from helpers.models import (
-    check_layers,
+    KINDS,
+    check_student,
+    check_vocabularies,
+    check_width,
+    describe_trimming,
     extract_student,
     head_is_untrained,
+    keep_rows,
+    load_student,
     load_teacher,
+    narrow_feed_forward,
     quiet_transformers,
     spread_layers,
+    trim_vocabulary,
 )
 from helpers.runs.cards import model_card
 from helpers.runs.records import fingerprint, from_root, identities, identity, texts_from_root
-from helpers.training import distill, train_masked_lm
+from helpers.training import check_shapes, distill, train_masked_lm
 
 VALIDATIONS = 4
 """How often a run validates at least: this many mini-epochs share out its steps."""
@@ -41,6 +51,10 @@ EPOCH_STEPS = 500
 TEACHER_LEARNING_RATE = 5e-4
 TEACHER_SEED = 99_991
 """One of its own, so that no student reads the rows in the order in which its teacher did."""
+SHAPE = {"STUDENT": "distilbert", "VOCABULARY": None, "FEED_FORWARD": None}
+"""The parameters of a student's shape, LAYERS aside, and what they are where nobody gives them."""
+IMPORTANCE_BATCHES = 16
+"""Batches of the corpus on which FEED_FORWARD chooses its neurons."""
 
 
 def read_corpus(parameters: dict[str, Any]):
@@ -133,15 +147,91 @@ def _ensure(
     return made
 
 
+def _cuts(parameters: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The parameters of the shape that are not as by default, a model as what `identity` says of it."""
+    given = {name: parameters.get(name, SHAPE[name]) for name in names}
+    cuts = {name: value for name, value in given.items() if value != SHAPE[name]}
+    return cuts | ({"STUDENT": identity(cuts["STUDENT"])} if "STUDENT" in cuts else {})
+
+
 def _teacher_values(parameters: dict[str, Any], trained: bool, engine: Engine | None) -> dict[str, Any]:
     """What a teacher, and what is learned from it, depends on; `trained` where its head was trained here."""
     keys = ("MAX_LENGTH", "TEACHER_BATCH_SIZE", "TEACHER_STEPS") if trained else ("MAX_LENGTH",)
-    return {
+    return _cuts(parameters, "VOCABULARY") | {
         "TEACHER": identity(parameters["TEACHER"]),
         "CORPUS": [identities(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
         "precision": engine.mixed_precision if engine else default_precision()[0],
         **{key: parameters[key] for key in keys},
     }
+
+
+def prepare_teacher(parameters: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """TEACHER and its tokenizer before any training, of VOCABULARY rows where that says a number.
+
+    Whether the student that the parameters describe can be made of it is looked at here, before minutes of training.
+
+    Raises:
+        FileNotFoundError, ValueError: what `load_teacher`, `load_student`, `trim_vocabulary` and the checks of LAYERS,
+            STUDENT, FEED_FORWARD and LOSS_WEIGHTS find.
+    """
+    model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]), parameters["MAX_LENGTH"])
+    if "LAYERS" in parameters:
+        _check_student(parameters, model, tokenizer)
+    size = parameters.get("VOCABULARY")
+    if size is None:
+        return model, tokenizer
+    texts = read_corpus(parameters)
+    small, trimmed = trim_vocabulary(model, tokenizer, texts, size)
+    if is_main_process():
+        found = describe_trimming(texts, tokenizer, trimmed)
+        cover = ", ".join(f"{share:.1%} need {rows:,}" for share, rows in found["rows"].items())
+        before, after = found["before"], found["after"]
+        print(
+            f"VOCABULARY: {size:,} of {len(tokenizer.get_vocab()):,} rows stay. Of the tokens of CORPUS {cover}. A "
+            f"text has {after['tokens']:.1f} tokens (before: {before['tokens']:.1f}); {after['unknown']:.2%} "
+            f"are {tokenizer.unk_token} (before: {before['unknown']:.2%})."
+        )
+    return small, trimmed
+
+
+def _check_student(parameters: dict[str, Any], teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    kind, student = parameters.get("STUDENT", SHAPE["STUDENT"]), teacher
+    if kind in KINDS:
+        check_student(teacher, chosen_layers(parameters["LAYERS"], teacher.config.num_hidden_layers), kind)
+    else:
+        student, own = load_student(teacher_source(kind), parameters["MAX_LENGTH"])
+        check_vocabularies(own, tokenizer, kind)
+        check_shapes(teacher, student, parameters.get("LOSS_WEIGHTS", {}))
+    if (width := parameters.get("FEED_FORWARD")) is not None:
+        check_width(student, width)
+
+
+def make_student(parameters: dict[str, Any], teacher: Trained) -> PreTrainedModel:
+    """The student that STUDENT, LAYERS and FEED_FORWARD describe, not distilled yet, in eval mode.
+
+    A model of the user's own gets the rows that VOCABULARY has left its teacher, and keeps all its layers. The neurons
+    that FEED_FORWARD keeps are the same for every SEED.
+
+    Args:
+        parameters: checked parameters.
+        teacher: as `ensure_teacher` gives it.
+    """
+    kind = parameters.get("STUDENT", SHAPE["STUDENT"])
+    if kind in KINDS:
+        layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
+        student = extract_student(teacher.model, layers, student=kind)
+    else:
+        student, own = load_student(teacher_source(kind), parameters["MAX_LENGTH"])
+        if parameters.get("VOCABULARY") is not None:
+            numbers, kept = own.get_vocab(), teacher.tokenizer.get_vocab()
+            student = keep_rows(student, [numbers[token] for token in sorted(kept, key=kept.get)])
+    width = parameters.get("FEED_FORWARD")
+    if width is None:
+        return student
+    with torch.random.fork_rng():  # the batches' masks come from torch's global generator
+        torch.manual_seed(0)
+        batches = corpus_loaders(parameters, teacher.tokenizer, IMPORTANCE_BATCHES)["train"]
+        return narrow_feed_forward(student, width, islice(batches, IMPORTANCE_BATCHES))
 
 
 def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> Trained:
@@ -156,10 +246,7 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> 
         engine: where and in which precision to train it; None takes an engine of its own. A head that was trained in
             another precision is another.
     """
-    model, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]), parameters["MAX_LENGTH"])
-    if "LAYERS" in parameters:
-        # Here, before minutes of training, and not only where the student is extracted.
-        check_layers(chosen_layers(parameters["LAYERS"], depth := model.config.num_hidden_layers), depth)
+    model, tokenizer = prepare_teacher(parameters)
     values = _teacher_values(parameters, trained=True, engine=engine)
     folder = from_root(parameters["OUTPUT_DIR"]) / "02_student_extraction" / f"teacher-{fingerprint(values)}"
     if not head_is_untrained(model):
@@ -202,10 +289,11 @@ def ensure_student(
     keys = ("BATCH_SIZE", "MAX_STEPS", "LEARNING_RATE", "TEMPERATURE", "LOSS_WEIGHTS", "SEED")
     values = _teacher_values(parameters, trained=teacher.history is not None, engine=engine)
     values |= {"LAYERS": layers, **{key: parameters[key] for key in keys}}
+    values |= _cuts(parameters, "STUDENT", "FEED_FORWARD")
     folder = from_root(parameters["OUTPUT_DIR"]) / "03_runner" / f"student-{fingerprint(values)}"
 
     def make() -> Trained:
-        student = extract_student(teacher.model, layers)
+        student = make_student(parameters, teacher)
         steps = parameters["MAX_STEPS"]
         loaders = corpus_loaders(parameters, teacher.tokenizer, steps, parameters["SEED"])
         own_engine, start = engine or Engine(), time.perf_counter()
@@ -241,12 +329,16 @@ def card(
     """
     settings = {"tokens in a block": parameters["MAX_LENGTH"], "steps": steps}
     if layers is None:
-        what = "A BERT whose masked-LM head, which its checkpoint lacked, was trained together with its encoder."
+        what = "Its masked-LM head, which the checkpoint lacked, was trained together with its encoder."
+        settings |= _cuts(parameters, "VOCABULARY")
         settings |= {"blocks in a batch": parameters["TEACHER_BATCH_SIZE"], "learning rate": TEACHER_LEARNING_RATE}
     else:
         weights = {name: weight for name, weight in parameters["LOSS_WEIGHTS"].items() if weight > 0}
         how = "trained by masked LM alone" if set(weights) == {"mlm"} else "distilled from it"
-        what = f"A DistilBERT of its teacher's layers {layers}, {how}."
+        kind = parameters.get("STUDENT", SHAPE["STUDENT"])
+        shape = {"distilbert": "A DistilBERT of its teacher's layers", "same": "A model of its teacher's layers"}
+        what = f"{shape[kind]} {layers}, {how}." if kind in KINDS else f"A student with a shape of its own, {how}."
+        settings |= {name: parameters[name] for name in _cuts(parameters, *SHAPE) if name != "STUDENT"}
         settings |= {"blocks in a batch": parameters["BATCH_SIZE"], "learning rate": parameters["LEARNING_RATE"]}
         settings |= {"losses": weights, "temperature": parameters["TEMPERATURE"], "seed": parameters["SEED"]}
     corpus = "stanfordnlp/imdb" if parameters["CORPUS"] == "bundled" else source_name(parameters["CORPUS"])
@@ -259,9 +351,18 @@ def _card(parameters: dict[str, Any], made: Trained, layers: list[int] | None = 
     return card(parameters, made.folder.name, made.history.kept["step"], metrics, layers)
 
 
-def chosen_layers(layers: int | list[int], teacher_layers: int) -> list[int]:
-    """LAYERS as a list: a number is spread over the teacher's layers."""
-    return spread_layers(teacher_layers, layers) if isinstance(layers, int) else layers
+def chosen_layers(layers: int | str | list[int], teacher_layers: int) -> list[int]:
+    """LAYERS as a list: a number, like ``"spread:3"``, is spread over the teacher's; or ``"first:3"``, ``"last:3"``.
+
+    Raises:
+        ValueError: there are not so many layers.
+    """
+    if isinstance(layers, list):
+        return layers
+    which, number = layers.split(":") if isinstance(layers, str) else ("spread", layers)
+    spread = spread_layers(teacher_layers, int(number))
+    every = list(range(teacher_layers))
+    return {"spread": spread, "first": every[: len(spread)], "last": every[-len(spread) :]}[which]
 
 
 def cut_at(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedTokenizerBase:

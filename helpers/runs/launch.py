@@ -30,9 +30,9 @@ from transformers import PreTrainedModel
 from helpers.callbacks import LOSSES, TASK_LOSSES
 from helpers.catalyst_today.engine import is_main_process
 from helpers.data import files_of
-from helpers.models import MaskedPositionLM, extract_student
+from helpers.models import MaskedPositionLM
 from helpers.runner import DistilMLMRunner, MaskedLMRunner, distillation_models
-from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, split_steps
+from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, make_student, split_steps
 from helpers.runs.experiment import card as experiment_card
 from helpers.runs.parameters import check_parameters, did_you_mean, uneven
 from helpers.runs.records import fingerprint, from_root, texts_from_root, with_contents, without_output_dir
@@ -232,9 +232,9 @@ def teacher(trained: Trained) -> PreTrainedModel:
     return trained.model
 
 
-def student(trained: Trained, layers: int | list[int]) -> PreTrainedModel:
-    """A student of some of the teacher's layers."""
-    return extract_student(trained.model, chosen_layers(layers, trained.model.config.num_hidden_layers))
+def student(trained: Trained, values: dict[str, Any]) -> PreTrainedModel:
+    """The student that the parameters describe."""
+    return make_student(values, trained)
 
 
 def runner(weights: dict[str, float]) -> dl.Runner:

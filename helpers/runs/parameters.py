@@ -31,6 +31,8 @@ def number(low: float, high: float):
 def _is_layers(value) -> bool:
     if isinstance(value, list):
         return bool(value) and all(type(layer) is int for layer in value)
+    if isinstance(value, str):
+        return re.fullmatch(r"(spread|first|last):[1-9]\d*", value) is not None
     return type(value) is int and value >= 1
 
 
@@ -93,6 +95,12 @@ field = (
 SOURCES = "'bundled', a file, a folder, a pattern, hub:OWNER/NAME[:CONFIG[:SPLIT]], or a list of these"
 
 
+at_least_one_or_none = (
+    lambda value: value is None or (type(value) is int and value >= 1),
+    "a whole number, at least 1, or None",
+)
+
+
 class Parameter(NamedTuple):
     """What a value has to fulfil, what a right value is, and what the parameter is, with its unit."""
 
@@ -102,11 +110,26 @@ class Parameter(NamedTuple):
 
 
 PARAMETERS: dict[str, Parameter] = {
-    "TEACHER": Parameter(*text, "the teacher: `minilm` (packaged), a BERT's name on the Hugging Face hub, or a folder"),
+    "TEACHER": Parameter(
+        *text, "the teacher: `minilm` (packaged), an encoder's name on the Hugging Face hub, or a folder"
+    ),
     "LAYERS": Parameter(
         _is_layers,
-        "how many layers to keep, or a list of layer numbers such as [0, 2, 5]",
+        "how many layers to keep, or a list of layer numbers such as [0, 2, 5], or spread:3, first:3 or last:3",
         "the teacher's layers that the student keeps, counted from 0; a number is spread over the teacher's",
+    ),
+    "STUDENT": Parameter(
+        *text,
+        "what the student is: `distilbert` (of a BERT), `same` (the teacher's own class), or a folder or a name on the "
+        "hub of a masked-LM model with the teacher's vocabulary, of any width; LAYERS then has no part in it",
+    ),
+    "VOCABULARY": Parameter(
+        *at_least_one_or_none,
+        "rows of the vocabulary that teacher and student keep, those that CORPUS uses most; None keeps all",
+    ),
+    "FEED_FORWARD": Parameter(
+        *at_least_one_or_none,
+        "width of the student's feed-forward layers: the neurons that matter most on CORPUS; None keeps all",
     ),
     "CORPUS": Parameter(
         _is_corpus,
@@ -179,6 +202,15 @@ PARAMETERS: dict[str, Parameter] = {
         lambda value: value is None or (type(value) is int and value >= 20),
         "a whole number, at least 20, or None for all",
         "texts of CORPUS that each run of the grid reads, a tenth of them to validate with",
+    ),
+    "SMALL": Parameter(
+        lambda value: (
+            isinstance(value, dict)
+            and set(value) == {"VOCABULARY", "FEED_FORWARD"}
+            and all(type(size) is int and size >= 1 for size in value.values())
+        ),
+        "a dict from 'VOCABULARY' and 'FEED_FORWARD' to whole numbers, each at least 1",
+        "what notebook 07's small student keeps: tokens, and neurons of each feed-forward layer",
     ),
     "OUTPUT_DIR": Parameter(*text, "the folder of models and records; relative paths are from the repository's root"),
 }

@@ -12,6 +12,9 @@ from typing import Any
 from helpers.catalyst_today.provenance import ROOT
 from helpers.catalyst_today.saving import write_json
 
+SOURCES = ("TEACHER", "STUDENT", "CORPUS", "LABELLED_CORPUS")
+"""The parameters that name files, folders, or what lies on the hub."""
+
 
 def from_root(path: str | Path) -> Path:
     """Take a relative path from the repository's root; from the working folder where only the helpers are installed."""
@@ -69,7 +72,7 @@ def without_output_dir(parameters: dict[str, Any]) -> dict[str, Any]:
 def with_contents(parameters: dict[str, Any]) -> dict[str, Any]:
     """`without_output_dir`, and in place of each file, folder or name what `identity` says of it."""
     settings = without_output_dir(parameters)
-    sources = {name: settings[name] for name in ("TEACHER", "CORPUS", "LABELLED_CORPUS") if name in settings}
+    sources = {name: settings[name] for name in SOURCES if name in settings}
     return settings | {name: identities(source) for name, source in sources.items()}
 
 

@@ -15,15 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from helpers.catalyst_today.engine import Engine
 from helpers.classification import classifier_of, load_baseline, predict, train_classifier
 from helpers.data import balanced_weights, check_known, encode, label_loaders, part, source_name, with_teacher_logits
-from helpers.models import extract_student, load_teacher, weights_sha256
+from helpers.models import weights_sha256
 from helpers.runs.cards import model_card
 from helpers.runs.experiment import (
     VALIDATIONS,
     Trained,
-    chosen_layers,
     cut_at,
     ensure_student,
     labelled_corpus,
+    make_student,
+    prepare_teacher,
     read_corpus,
     teacher_source,
 )
@@ -75,7 +76,7 @@ def check_models(parameters: dict[str, Any]) -> None:
         FileNotFoundError, ValueError: what `labelled_corpus`, `load_teacher`, `load_baseline` and `check_known` find.
     """
     table, most = labelled_corpus(parameters), parameters["MAX_LENGTH"]
-    _, tokenizer = load_teacher(teacher_source(parameters["TEACHER"]), most)
+    _, tokenizer = prepare_teacher(parameters)
     check_known(table, tokenizer, "LABELLED_CORPUS", "TEACHER")
     if parameters.get("BASELINE") is not None:
         labels = table.features["label"].names
@@ -146,7 +147,6 @@ def task(
     labels, seed = parts["train"].features["label"].names, parameters["SEED"]
     rows = {name: encode(texts, tokenizer, parameters["MAX_LENGTH"]) for name, texts in parts.items()}
     weights, batch_size = balanced_weights(parts["train"]["label"], len(labels)), parameters["FINE_TUNING_BATCH_SIZE"]
-    layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     train, valid, passes = rows["train"], rows["valid"], parameters["FINE_TUNING_EPOCHS"]
     loss_weights = {"labels": 1.0}
     if taught_by == "teacher":
@@ -173,7 +173,8 @@ def task(
     if start == "distilled":
         encoder = ensure_student(parameters, teacher, engine=engine).model
     else:
-        encoder = teacher.model if start == "teacher" else extract_student(teacher.model, layers)
+        encoder = teacher.model if start == "teacher" else make_student(parameters, teacher)
+    layers = getattr(encoder.config, "teacher_layers", "its own")
     loaders = task_loaders(train, valid, tokenizer, batch_size, passes, seed)
     steps = VALIDATIONS * len(loaders["train"])
 
@@ -183,7 +184,7 @@ def task(
         return model_card(
             title,
             "text-classification",
-            "A classifier on the encoder of a BERT, or of a DistilBERT that was made from it.",
+            "A classifier on the encoder of its teacher, or of a student of that.",
             teacher=parameters["TEACHER"],
             corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else source_name(source),
             settings=settings | ({} if start == "teacher" else {"layers": layers}),

@@ -28,6 +28,7 @@ TOUR = {
     "04": "losses",
     "05": "launch",
     "06": "the task",
+    "07": "a small file",
     "08": "grids",
 }
 

@@ -78,7 +78,8 @@ def pip_install(wanted: list[str], kept: list[str]) -> None:
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted, kept = plan(project["dependencies"], installed)
+    own = [*project["dependencies"], *project["optional-dependencies"]["compress"]]
+    wanted, kept = plan(own, installed)
     if wanted:
         modules = packages_distributions().items()
         loaded = {name for module, names in modules if module in sys.modules for name in names}

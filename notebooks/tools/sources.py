@@ -18,6 +18,8 @@ PINNED = (
     *("safetensors", "scikit-learn", "scipy", "torch", "transformers"),
 )
 """The packages that compute, draw, or are data, and those whose versions are printed."""
+EXPORT = ("onnx", "onnxruntime", "onnxscript")
+"""Those that compute where `helpers.compression` is reached."""
 
 PICTURES = "pictures are not compared"
 PACKAGED = "the tiny run has a teacher and texts of its own"
@@ -208,12 +210,12 @@ class Repository:
         names = MODULE_NAME.findall(file.read_text(encoding="utf-8"))
         return hash_of(file.read_bytes()), Code("\n".join(f"import {name}" for name in names))
 
-    def pins(self) -> dict[str, str]:
-        """What pyproject pins of the packages that compute, for whatever Python."""
+    def pins(self, packages: tuple[str, ...]) -> dict[str, str]:
+        """What pyproject pins of some packages, for whatever Python."""
         text = (self.root / "pyproject.toml").read_text(encoding="utf-8")
         lines = re.findall(r'^ *"([\w-]+)(==[^"]+)"', text, flags=re.MULTILINE)
         return {
-            name: ", ".join(pin for package, pin in lines if package == name) for name in PINNED
+            name: ", ".join(pin for package, pin in lines if package == name) for name in packages
         }
 
     def sources(self, name: str) -> dict[str, dict[str, str]]:
@@ -243,7 +245,7 @@ class Repository:
                 printed[each] = hash_of(ast.get_source_segment(found[0].text, found[1]))
         return {
             "cells": cells,
-            "pins": self.pins(),
+            "pins": self.pins(PINNED + EXPORT * ("helpers.compression" in modules)),
             "listed": listed,
             "casts": {
                 f"{each}.{part}": own
