@@ -69,7 +69,7 @@ def test_another_address_changes_cells_and_badges_and_makes_nothing_stale(tmp_pa
         setup_cell.write()
 
 
-def test_one_command_puts_the_address_in_everywhere(tmp_path, monkeypatch):
+def test_an_address_is_written_into_pyproject_if_badges_can_be_made_of_it(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     shutil.copy(run.committed(["01"])[0], tmp_path / "notebooks")
     for name in ("README.md", "pyproject.toml"):
@@ -84,12 +84,12 @@ def test_one_command_puts_the_address_in_everywhere(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=r"It has to be as https://github\.com/me/my-copy\."):
             setup_cell.settle(wrong)
-    setup_cell.settle("https://github.com/us/ours")
+    setup_cell.settle("https://github.com/else/where.else")
     after = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")
     old, new = before.splitlines(), after.splitlines()
-    assert [line for line in new if line not in old] == ['Repository = "https://github.com/us/ours"']
+    assert [line for line in new if line not in old] == ['Repository = "https://github.com/else/where.else"']
     assert len(new) == len(old)
-    assert setup_cell.repository() == "https://github.com/us/ours"
+    assert setup_cell.repository() == "https://github.com/else/where.else"
 
 
 def run_cell(folder, *options):

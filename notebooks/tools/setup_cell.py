@@ -117,6 +117,9 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    for given in sys.argv[1:]:
-        settle(given)
-    write()
+    try:
+        for given in sys.argv[1:]:
+            settle(given)
+        write()
+    except ValueError as error:
+        sys.exit(str(error))
