@@ -35,12 +35,12 @@ def classifier_of(model: PreTrainedModel, labels: Sequence[str], seed: int) -> P
     """Put a new classification head on the encoder of a masked-LM model.
 
     Args:
-        model: a BERT or DistilBERT; it is left as it is.
+        model: of `models.FAMILIES`; it is left as it is.
         labels: the names of the classes, in the order of their numbers.
         seed: of the head's random weights.
 
     Returns:
-        A BertForSequenceClassification or DistilBertForSequenceClassification in eval mode, sharing no memory.
+        The sequence classifier of its kind in eval mode, sharing no memory.
     """
     config = copy.deepcopy(model.config)
     _named(config, labels)

@@ -27,7 +27,7 @@ def masked_lm_scores(
     Scores are over all of them, as is usual; ``accuracy_at_mask`` is over those that [MASK] hides.
 
     Args:
-        models: BERTs or DistilBERTs with their heads, by name, on the CPU; they come back there, in eval mode.
+        models: masked-LM models, by name, on the CPU; they come back there, in eval mode.
         teacher: the model that they are compared with; it may be among them.
         loader: dict batches with fixed masks, as `masked_lm_loaders` gives for validation.
         engine: where and in which precision to compute.
