@@ -15,7 +15,7 @@ from catalyst.core.logger import ILogger
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from helpers.callbacks import LOSSES, KLDivLossCallback, PerplexityCallback, weighted_sum
+from helpers.callbacks import LOSSES, KLDivLossCallback, LayerLossCallback, PerplexityCallback, weighted_sum
 from helpers.catalyst_today.checkpoints import CheckpointCallback, ResumeCallback
 from helpers.catalyst_today.engine import Engine
 from helpers.catalyst_today.history import (
@@ -32,9 +32,10 @@ from helpers.catalyst_today.steps import (
     FiniteLossCallback,
     GradientClippingCallback,
     StepSchedulerCallback,
+    weights_to_train,
 )
 from helpers.models import MaskedPositionLM, head_is_untrained, weights_sha256
-from helpers.runner import DistilMLMRunner, MaskedLMRunner
+from helpers.runner import DistilMLMRunner, MaskedLMRunner, distillation_models
 
 Trainable = PreTrainedModel | MaskedPositionLM
 """What `fit` trains: it has a config, and `save_pretrained`."""
@@ -55,9 +56,9 @@ def warmup_steps(steps: int) -> int:
     return round(0.06 * steps)
 
 
-def optimization(model: torch.nn.Module, learning_rate: float, steps: int):
+def optimization(model: Trainable | dict[str, torch.nn.Module], learning_rate: float, steps: int):
     """AdamW with weight decay 0.01, and a linear schedule: up through `warmup_steps`, then down to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(weights_to_train(model), lr=learning_rate, weight_decay=0.01, fused=True)
     return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps(steps), steps)
 
 
@@ -120,7 +121,7 @@ def _rows_sha256(rows: Sequence[Mapping]) -> str:
 
 def fit(
     runner: dl.Runner,
-    model: Trainable | dict[str, Trainable],
+    model: Trainable | dict[str, torch.nn.Module],
     measures: Mapping[str, dl.Callback],
     loaders: dict[str, DataLoader],
     *,
@@ -143,11 +144,11 @@ def fit(
 
     A run that does not come to its end, by an error or an interrupt, leaves the weights as they were before: called
     again, it goes on from the logdir's state, or from the beginning where there is none. A model that a run has
-    trained to its end is another one; to call that run again with its logdir, make the model anew.
+    trained to its end is another one; to call that run again with its logdir, make the model anew. All end on the CPU.
 
     Args:
         runner: its `handle_batch` runs the model on a batch.
-        model: the model to train; or a dict of models, of which ``"student"`` is to_train. All end on the CPU.
+        model: the model to train; or a dict of models: all but ``"teacher"`` are trained, ``"student"`` is saved.
         measures: callbacks by name, one of which leaves the sum of the losses as ``loss`` (see `weighted_sum`).
         loaders: dict batches under ``"train"`` and ``"valid"``. The dataset of ``"train"`` has a length, and its rows
             are dicts of numbers or of lists of numbers.
@@ -178,13 +179,13 @@ def fit(
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: the training loader is gone through once at least.")
     models = model if isinstance(model, dict) else {"student": model}
-    to_train = models["student"]
-    optimizer, scheduler = optimization(to_train, learning_rate, epochs * len(loaders["train"]))
+    student = models["student"]
+    optimizer, scheduler = optimization(models, learning_rate, epochs * len(loaders["train"]))
     if logdir is not None:
         own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "keep": keep, **(settings or {})}
-        settings = run_settings(loaders, **own, model=weights_sha256(to_train))
+        settings = run_settings(loaders, **own, model=weights_sha256(student))
     listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=settings)
-    before = copy.deepcopy(to_train.state_dict())
+    before = copy.deepcopy(student.state_dict())
     try:
         runner.train(
             engine=engine,
@@ -204,7 +205,7 @@ def fit(
     except BaseException:
         has_ended = runner.need_early_stop or len(listed["history"].validations) == epochs
         if not has_ended:  # what fails after the last step costs no training
-            to_train.load_state_dict(before)
+            student.load_state_dict(before)
         raise
     finally:
         engine.free_memory()
@@ -212,8 +213,8 @@ def fit(
             for forward in ("forward", "_original_forward"):  # with autocast: accelerate has put it before the class's
                 vars(each).pop(forward, None)
             each.cpu()
-        to_train.zero_grad()  # of a step that was not made
-        to_train.eval()
+        student.zero_grad()  # of a step that was not made
+        student.eval()
     return History(listed["history"].steps, listed["history"].validations, listed["checkpoints"].kept)
 
 
@@ -247,11 +248,9 @@ def check_shapes(teacher: PreTrainedModel, student: PreTrainedModel, loss_weight
             f"the student's vocabulary has {ours.vocab_size:,} tokens, the teacher's {theirs.vocab_size:,}: "
             "they have to share one. Extract the student from this teacher (models.extract_student)."
         )
-    if loss_weights.get("cosine", 0) > 0 and ours.hidden_size != theirs.hidden_size:
-        raise ValueError(
-            f"the student's hidden states have {ours.hidden_size} numbers, the teacher's {theirs.hidden_size}: "
-            "the cosine loss compares vectors of one size. Leave it out of LOSS_WEIGHTS."
-        )
+    for name, weight in loss_weights.items():
+        if weight > 0 and isinstance(loss := LOSSES[name](), LayerLossCallback):
+            loss.check(ours, theirs)
 
 
 def distill(
@@ -296,5 +295,5 @@ def distill(
     options |= {"name": name, "settings": settings | (options.get("settings") or {})}
     if {loss for loss, weight in loss_weights.items() if weight > 0} == {"mlm"}:
         return fit(MaskedLMRunner(), MaskedPositionLM(student), measures, loaders, **options)
-    models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
+    models = distillation_models(teacher, student, loss_weights, options["seed"])
     return fit(DistilMLMRunner(), models, measures, loaders, **options)

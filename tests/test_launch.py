@@ -296,7 +296,7 @@ def test_a_logdir_tells_where_the_run_came_from(tiny, loaders, stopped):
         assert (run / "revision.txt").read_text() == (head.stdout or head.stderr)
         assert (run / "uncommitted.diff").exists()
         with zipfile.ZipFile(run / "code.zip") as code:
-            assert code.read("helpers/losses.py") == (ROOT / "helpers" / "losses.py").read_bytes()
+            assert code.read("helpers/losses/outputs.py") == (ROOT / "helpers" / "losses" / "outputs.py").read_bytes()
 
 
 # One program for the runs of several processes: the student's weights, losses and sums, with masks drawn once and
@@ -306,6 +306,7 @@ import json, os, sys
 import torch
 from catalyst import dl
 from torch.utils.data import DataLoader
+from transformers import DistilBertForMaskedLM
 from helpers import classification, data, models, training
 from helpers.data import EndlessShuffle
 from helpers.catalyst_today.engine import Engine, is_main_process
@@ -317,6 +318,12 @@ teacher, tokenizer = models.load_teacher(folder)
 with torch.no_grad():
     teacher.cls.predictions.transform.dense.weight += 0.01
 student = models.extract_student(teacher, [0, 3])
+weights = options.get("weights", {"kl": 0.5, "mlm": 0.3, "cosine": 0.2})
+if "hidden" in weights:  # half as wide as its teacher, so that there is a projection
+    torch.manual_seed(0)
+    config = models.student_config(teacher, 2)
+    config.dim, config.hidden_dim, config.attention_dropout = 32, 64, 0.0
+    student = DistilBertForMaskedLM(config).eval()
 for module in student.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
@@ -336,7 +343,8 @@ class Watch(dl.Callback):
             self.rows += len(runner.batch["input_ids"])
     def on_loader_end(self, runner):
         if runner.is_train_loader:
-            own = torch.stack([w.detach().double().sum() for w in runner.model["student"].parameters()]).sum()
+            learned = [w for name in {*runner.model} - {"teacher"} for w in runner.model[name].parameters()]
+            own = torch.stack([w.detach().double().sum() for w in learned]).sum()
             self.sums.append(runner.engine.gather(own[None]).tolist())
     def on_epoch_end(self, runner):
         is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -344,7 +352,6 @@ class Watch(dl.Callback):
             raise RuntimeError("this process dies")
 
 watch = Watch(order=100)
-weights = {"kl": 0.5, "mlm": 0.3, "cosine": 0.2}
 history = training.distill(teacher, student, loaders, engine=engine, epochs=3, learning_rate=2e-3, loss_weights=weights,
                            temperature=1.0, seed=0, logdir=out, callbacks=[watch])
 seen = engine.reduce(torch.tensor(watch.rows, device=engine.device), "sum").item()
@@ -417,6 +424,19 @@ def test_two_processes_learn_what_one_learns(alone, program, tmp_path):
     (tmp_path / "logs" / "result.json").unlink()
     out = finish(torchrun("--standalone", "--nproc-per-node=1", *program(tmp_path / "logs")))
     assert "Goes on after epoch 3 of 3" in out
+
+
+LAYERS = {"mlm": 0.4, "relation": 0.3, "attention": 0.1, "hidden": 0.3}
+
+
+def test_two_processes_learn_from_layers_and_with_a_projection_what_one_learns(program, tmp_path):
+    for processes in (1, 2):
+        out = tmp_path / f"logs-{processes}"
+        finish(torchrun("--standalone", f"--nproc-per-node={processes}", *program(out, weights=LAYERS)))
+    assert_same_run(tmp_path / "logs-1", tmp_path / "logs-2")
+    for name in LAYERS:
+        values = [[each[name] for each in result(tmp_path / f"logs-{n}")["validations"]] for n in (1, 2)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3)
 
 
 def assert_near_weights(one, other):
@@ -658,7 +678,7 @@ def test_a_classifier_learns_on_two_processes(overlay, tmp_path, tiny_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["amp", "fp32", "mse", "accumulate"])
+@pytest.mark.parametrize("overlay", ["amp", "fp32", "mse", "relation", "accumulate"])
 def test_overlays_run(overlay, tmp_path, tiny_folder):
     configs = config(tmp_path, tiny_folder)
     out = finish(catalyst_run([configs[0], CONFIGS / f"{overlay}.yml", *configs[1:]]))

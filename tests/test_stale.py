@@ -379,6 +379,12 @@ def test_a_source_that_is_shown_counts_to_the_letter(committed, tiny_run):
     assert verdict(committed).reasons == ["changed, and its source is shown: helpers.losses.loss"]
 
 
+def test_a_source_that_a_folder_of_modules_hands_on_is_found_where_it_is_defined():
+    printed = Repository(ROOT).sources("04_loss_callbacks")["printed"]
+    shown = ["KLDivLossCallback", "LoaderMeanCallback.on_batch_end"]
+    assert list(printed) == [f"helpers.callbacks.{name}" for name in shown]
+
+
 def test_a_picture_that_a_notebook_does_not_draw_makes_it_not_stale(committed, tiny_run):
     edit(committed / "helpers/plots.py", "return x", "return _twice(x)\n\n\ndef _twice(x):\n    return x, x")
     assert verdict(committed).reasons

@@ -14,16 +14,19 @@ class Family(NamedTuple):
 
     Attributes:
         layers: the list of layers, from the model on.
+        queries_keys_values: the linear maps to query, key and value, from the layer on: three, or one for all.
         inward, outward: the feed-forward's first and last linear map, from the layer on.
         width: the feed-forward's width in the configuration.
         dense, norm: the head's transform, from the model on.
         bias: the name under which the output bias stands a second time in the state dict, if it does.
         head: from the model and (..., hidden) to (..., vocabulary), as the model's own forward does it.
         gated: True where `inward` gives twice the width, the second half multiplying the first (Shazeer 2020).
+        rotated: True where queries and keys are rotated by their positions before they are multiplied.
         first_stays: True where layer 0 is built otherwise than the others, so that only it can be the first.
     """
 
     layers: str
+    queries_keys_values: tuple[str, ...]
     inward: str
     outward: str
     width: str
@@ -32,11 +35,13 @@ class Family(NamedTuple):
     bias: str | None
     head: Callable[[PreTrainedModel, Tensor], Tensor]
     gated: bool = False
+    rotated: bool = False
     first_stays: bool = False
 
 
 BERT = Family(
     layers="bert.encoder.layer",
+    queries_keys_values=("attention.self.query", "attention.self.key", "attention.self.value"),
     inward="intermediate.dense",
     outward="output.dense",
     width="intermediate_size",
@@ -54,6 +59,7 @@ ROBERTA = BERT._replace(
 )
 DISTILBERT = Family(
     layers="distilbert.transformer.layer",
+    queries_keys_values=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     inward="ffn.lin1",
     outward="ffn.lin2",
     width="hidden_dim",
@@ -66,6 +72,7 @@ DISTILBERT = Family(
 )
 MODERNBERT = Family(
     layers="model.layers",
+    queries_keys_values=("attn.Wqkv",),
     inward="mlp.Wi",
     outward="mlp.Wo",
     width="intermediate_size",
@@ -74,6 +81,7 @@ MODERNBERT = Family(
     bias=None,
     head=lambda model, hidden: model.decoder(model.head(hidden)),
     gated=True,
+    rotated=True,
     first_stays=True,  # the embeddings' norm serves as that before its attention (Warner et al. 2024, section 2.1.1)
 )
 

@@ -25,12 +25,13 @@ from catalyst import dl
 from catalyst.contrib.scripts.run import parse_args, process_configs
 from catalyst.utils import load_config
 from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
 
 from helpers.callbacks import LOSSES, TASK_LOSSES
 from helpers.catalyst_today.engine import is_main_process
 from helpers.data import files_of
 from helpers.models import MaskedPositionLM
-from helpers.runner import DistilMLMRunner, MaskedLMRunner
+from helpers.runner import DistilMLMRunner, MaskedLMRunner, distillation_models
 from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, make_student, split_steps
 from helpers.runs.experiment import card as experiment_card
 from helpers.runs.parameters import check_parameters, did_you_mean, uneven
@@ -226,14 +227,14 @@ def tokenizer(made: Trained | Task):
     return made.tokenizer
 
 
-def teacher(trained: Trained) -> MaskedPositionLM:
-    """The teacher, as the runner takes it."""
-    return MaskedPositionLM(trained.model)
+def teacher(trained: Trained) -> PreTrainedModel:
+    """The teacher."""
+    return trained.model
 
 
-def student(trained: Trained, values: dict[str, Any]) -> MaskedPositionLM:
-    """The student that the parameters describe, as the runner takes it."""
-    return MaskedPositionLM(make_student(values, trained))
+def student(trained: Trained, values: dict[str, Any]) -> PreTrainedModel:
+    """The student that the parameters describe."""
+    return make_student(values, trained)
 
 
 def runner(weights: dict[str, float]) -> dl.Runner:
@@ -241,9 +242,11 @@ def runner(weights: dict[str, float]) -> dl.Runner:
     return MaskedLMRunner() if set(weights) == {"mlm"} else DistilMLMRunner()
 
 
-def model(weights: dict[str, float], teacher: MaskedPositionLM, student: MaskedPositionLM):
+def model(weights: dict[str, float], teacher: PreTrainedModel, student: PreTrainedModel, seed: int):
     """What that runner takes."""
-    return student if set(weights) == {"mlm"} else {"teacher": teacher, "student": student}
+    if set(weights) == {"mlm"}:
+        return MaskedPositionLM(student)
+    return distillation_models(teacher, student, weights, seed)
 
 
 def card(trained: Trained, values: dict[str, Any], logdir: str) -> Callable[[int, dict[str, float]], ModelCard]:

@@ -38,8 +38,8 @@ LISTED = {
     "helpers.runs.experiment.labelled_corpus": PACKAGED,
     "helpers.catalyst_today.engine.default_precision": BFLOAT16,
     "helpers.catalyst_today.engine.Engine.prepare_model": BFLOAT16,
-    "helpers.losses._SumOverRows": SIZE,
-    "helpers.losses.BYTES_AT_ONCE": SIZE,
+    "helpers.losses.outputs._SumOverRows": SIZE,
+    "helpers.losses.outputs.BYTES_AT_ONCE": SIZE,
     "helpers.data.masked._split": SIZE,
     "helpers.data.masked.VALID_MASKS": SIZE,
     "helpers.data.labelled.near_repeats": SIZE,
@@ -241,7 +241,7 @@ class Repository:
                 listed[each] = hash_of(Dump(messages=False)(found[1]))
         printed = {}
         for each in sorted(code.printed):
-            if found := find(each, modules):
+            if found := find_imported(each, modules):
                 printed[each] = hash_of(ast.get_source_segment(found[0].text, found[1]))
         return {
             "cells": cells,
@@ -270,3 +270,15 @@ def find(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
             node = definition(modules[module].tree, name.removeprefix(f"{module}."))
             return node and (modules[module], node)
     return None
+
+
+def find_imported(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
+    """The same, or what the module has from another: a folder hands on what its modules define."""
+    module, _, rest = name.partition(".")
+    while rest:
+        first, dot, rest = rest.partition(".")
+        origin = modules[module].imported.get(first) if module in modules else None
+        if origin is not None and find(f"{module}.{first}", modules) is None:
+            return find_imported(origin + dot + rest, modules)
+        module += f".{first}"
+    return find(name, modules)
