@@ -60,8 +60,8 @@ def plan(given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     known = {name for values in plans.values() for name in values}
     for name in given:
         if name in PARAMETERS and name not in known:
-            also = " It needs LABELLED_CORPUS." if len(plans) == 1 and "LABEL" in name else ""
-            raise ValueError(f"{name} has no effect on notebook {' and '.join(each[:2] for each in chosen)}.{also}")
+            ran = " and ".join(each[:2] for each in chosen)
+            raise ValueError(f"{name} has no effect on {ran}; LABELLED_CORPUS adds notebook 06, and COMPRESS=1 07.")
         if name not in known:
             raise ValueError(f"{name} is no parameter{did_you_mean(name.upper(), sorted(known))}")
     return {path: check_parameters(values) for path, values in plans.items()}
