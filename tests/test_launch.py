@@ -716,7 +716,7 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
     message = said_at_the_end()
     for said in (
         "wrong.yml: there is no section 'calbacks'; did you mean callbacks?",
-        "student: student takes no 'layrs'; did you mean layers?",
+        "student: student takes no 'layrs'. There are: trained, values.",
         "runner: there is no helpers.runner.DistilMLMRuner; did you mean helpers.runner.DistilMLMRunner?",
         "callbacks.kl: there is no helpers.calbacks.KLDivLossCallback; did you mean helpers.callbacks?",
         "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?",
