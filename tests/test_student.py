@@ -69,7 +69,7 @@ def test_the_notebooks_and_their_parameters():
         return {path.stem[:2]: values for path, values in student.plan(student.read(list(given))).items()}
 
     assert list(plan("LAYERS=2")) == ["03"]
-    plans = plan("LABELLED_CORPUS=bundled", "LAYERS=2", "SENTENCES=[\"a [MASK]\"]", "SEEDS=[4]")
+    plans = plan("LABELLED_CORPUS=bundled", "LAYERS=2", 'SENTENCES=["a [MASK]"]', "SEEDS=[4]")
     assert list(plans) == ["03", "06"]
     assert [values["LAYERS"] for values in plans.values()] == [2, 2]
     assert plans["03"]["SENTENCES"] == ["a [MASK]"]
