@@ -116,11 +116,8 @@ def test_labelled_texts_that_do_not_fit_are_said_before_the_first_notebook(tiny_
     given += ["LABELLED_TEXT_FIELD=review"]
     assert student.main([*given, "LABEL_FIELD=languag"]) == 1
     assert "no column 'languag'" in capsys.readouterr().err
-    assert student.main([*given, "LABEL_FIELD=language"]) == 1
-    assert "PART_SIZES" in capsys.readouterr().err, "there are fewer texts than by default"
-    sizes = "PART_SIZES={train: 40, valid: 12, test: 16}"
     small = "SMALL={VOCABULARY: 100000, FEED_FORWARD: 64}"
-    assert student.main([*given, "LABEL_FIELD=language", sizes, small, "COMPRESS=1"]) == 1
+    assert student.main([*given, "LABEL_FIELD=language", small, "COMPRESS=1"]) == 1
     assert "VOCABULARY is 100,000, but the tokenizer has" in capsys.readouterr().err
 
 

@@ -71,18 +71,16 @@ def check(plans: dict[Path, dict[str, Any]]) -> None:
     """Read the texts and the teacher, so that what is wrong with the last notebook's is said before the first.
 
     Raises:
-        OSError, ValueError: see `task.check_models`, `task.parted`, `trim_vocabulary` and `check_width`.
+        OSError, ValueError: what the readers of texts, `prepare_teacher`, `task.parted` and `trim_vocabulary` find.
     """
     values = list(plans.values())[-1]
     if "LABELLED_CORPUS" in values:
         task.check_models(values)
         task.parted(values)
-    else:
-        experiment.read_corpus(values)
+    corpus, (teacher, tokenizer) = experiment.read_corpus(values), experiment.prepare_teacher(values)
     if "SMALL" in values:
-        teacher, tokenizer = experiment.prepare_teacher(values)
         check_width(teacher, values["SMALL"]["FEED_FORWARD"])
-        trim_vocabulary(teacher, tokenizer, experiment.read_corpus(values), values["SMALL"]["VOCABULARY"])
+        trim_vocabulary(teacher, tokenizer, corpus, values["SMALL"]["VOCABULARY"])
 
 
 def show_heading(cell: Any, cell_index: int) -> None:
