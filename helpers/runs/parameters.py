@@ -236,18 +236,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-def _read(value: Any) -> Any:
+def as_spelled(value: Any) -> Any:
     """Texts that spell a number, a list, a dict or None as such, inside lists and dicts too; keys of dicts as texts."""
     if isinstance(value, list):
-        return [_read(each) for each in value]
+        return [as_spelled(each) for each in value]
     if isinstance(value, dict):
-        return {str(key): _read(each) for key, each in value.items()}
+        return {str(key): as_spelled(each) for key, each in value.items()}
     if not isinstance(value, str):
         return value
     if NUMBER.fullmatch(value):
         return int(value) if value.lstrip("+-").isdigit() else float(value)
     try:
-        return _read(yaml.safe_load(value)) if value[:1] in ("[", "{") else None if value == "None" else value
+        return as_spelled(yaml.safe_load(value)) if value[:1] in ("[", "{") else None if value == "None" else value
     except yaml.YAMLError:
         return value
 
@@ -260,7 +260,7 @@ def as_meant(name: str, value: Any) -> Any:
     none, as a text: ``-p TEXT_FIELD 0`` is the column named 0. In GRID this holds for each value that is tried.
     """
     if name == "GRID":
-        grid = _read(value) if isinstance(value, str) else value
+        grid = as_spelled(value) if isinstance(value, str) else value
         if isinstance(grid, dict):
             return {
                 each: [as_meant(each, one) for one in tried] if isinstance(tried, list) else tried
@@ -268,7 +268,7 @@ def as_meant(name: str, value: Any) -> Any:
             }
     if name in PARAMETERS and not PARAMETERS[name].check(value):
         as_text = str(value) if type(value) is int and value >= 0 else value
-        for meant in (_read(value), as_text):
+        for meant in (as_spelled(value), as_text):
             if PARAMETERS[name].check(meant):
                 return meant
     return value
