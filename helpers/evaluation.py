@@ -100,8 +100,8 @@ def bootstrap_accuracies(
     """Mean accuracies under resampling of texts and seeds (Efron and Tibshirani 1993, chapters 6 and 13).
 
     In each resample the texts are drawn with replacement, the same for all names, so that differences between names are
-    paired. The seeds of each name are drawn with replacement by themselves, n - 1 of n: so the variance of their mean is
-    that of the n - 1 formula (Rao and Wu 1988). One seed alone is always drawn.
+    paired. The seeds of each name are drawn with replacement by themselves, n - 1 of n: so the variance of their mean
+    is that of the n - 1 formula (Rao and Wu 1988). One seed alone is always drawn.
 
     Args:
         correct: for each name, (seeds, texts) bool: whether the run of that seed had that text right.
