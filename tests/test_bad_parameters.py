@@ -75,7 +75,7 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     ),
     ("03", ["-p", "VOCABULARY", "0"], f"VOCABULARY is 0; it has to be {WHOLE}, or None."),
     ("06", ["-p", "FEED_FORWARD", "half"], f"FEED_FORWARD is 'half'; it has to be {WHOLE}, or None."),
-    ("06", ["-p", "BASELINE", ""], "BASELINE is ''; it has to be a model, or None."),
+    ("06", ["-r", "BASELINE", ""], "BASELINE is ''; it has to be a model, or None."),
     ("06", ["-p", "SEARCH_SEEDS", "0"], f"SEARCH_SEEDS is 0; it has to be {WHOLE}."),
     (
         "06",

@@ -7,6 +7,7 @@ import torch
 
 from helpers import classification, data
 from helpers.models import load_teacher, minilm_l3
+from helpers.runs import task
 
 
 def test_outputs_are_onnxruntimes():
@@ -55,6 +56,12 @@ def test_a_changed_byte_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(ValueError, match=r"^BASELINE 'minilm-l3': its file has the sha256 .*==0.2.1 anew\.$"):
         classification.load_baseline("minilm-l3", ["a", "b"], 0)
+
+
+def test_it_is_looked_at_before_anything_is_trained(parameters, monkeypatch):
+    monkeypatch.setattr(minilm_l3, "MINILM_L3_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"^BASELINE 'minilm-l3': its file has the sha256"):
+        task.check_models(parameters | {"BASELINE": "minilm-l3"})
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):

@@ -33,10 +33,12 @@ SHORTER = {  # the control of notebook 04 trains seven students for each seed; 0
     "04": {"MAX_STEPS": 40, "TEACHER_STEPS": 100},
     "05": {"MAX_STEPS": 12, "TEACHER_STEPS": 40},
     "06": {
+        "MAX_STEPS": 60,
+        "TEACHER_STEPS": 150,
         "MORE_CONTENDERS": [
             *("random_layers", "mlm_only_task"),
             *("distilled_task_labelled", "distilled_task_one", "distilled_longer"),
-        ]
+        ],
     },
     "07": {"MAX_STEPS": 60, "TEACHER_STEPS": 150},
     "08": {"MAX_STEPS": 20, "TEACHER_STEPS": 100},
