@@ -143,11 +143,9 @@ def main(arguments: list[str]) -> int:
         print("Looks at texts and teacher.", flush=True)
         check(plans)
         made = {path: run(path, values) for path, values in plans.items()}
-    except PapermillExecutionError as error:
-        print(f"\n{error.ename}: {error.evalue}", file=sys.stderr)
-        return 1
-    except (DeadKernelError, OSError, ValueError) as error:
-        print(f"\n{' '.join(str(error).split())}", file=sys.stderr)
+    except (PapermillExecutionError, DeadKernelError, OSError, ValueError) as error:
+        said = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
+        print(f"\n{' '.join(said.split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here: models that are finished are kept.", file=sys.stderr)
