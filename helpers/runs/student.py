@@ -106,6 +106,7 @@ def run(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         options = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"], "cwd": path.parent}
         options |= {"progress_bar": False, "stdout_file": sys.stdout, "on_cell_start": show_heading}
+        options["shutdown_kernel"] = "immediate"  # else it would still answer after Ctrl-C, find nobody, and say so
         papermill.execute_notebook(path, copy, values, **options)
     return json.loads(record.read_text(encoding="utf-8"))
 
