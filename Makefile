@@ -1,6 +1,7 @@
 PYTHON ?= python3
 NOTEBOOKS ?=
 PARTS ?=
+REPOSITORY ?=
 BIN := .venv/bin
 NOTEBOOKS_AND_PROCESSES := notebooks experiments launch bench browser
 export TOKENIZERS_PARALLELISM := true
@@ -8,7 +9,7 @@ export TOKENIZERS_PARALLELISM := true
 # Each NAME=value of the command line as it was given, in quotes for the shell: with spaces, lists, any alphabet.
 GIVEN = $(foreach name,$(filter-out PYTHON,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),'$(name)=$(subst ','\'',$($(name)))'))
 
-.PHONY: student tutorial test test-fast test-slow test-browser lab setup notebooks stale results demo bench bench-report
+.PHONY: student tutorial lint test test-fast test-slow test-browser lab setup notebooks stale results pages address demo bench bench-report
 
 # After Ctrl-C the command has said what there is to say; the rest keeps make from adding a line of its own.
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
@@ -17,14 +18,14 @@ tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBO
 student: setup  ## your own student; CORPUS=my.csv TEXT_FIELD=body TEACHER=..., and any other parameter
 	@trap : INT; $(BIN)/python -m helpers.runs.student $(GIVEN) || [ $$? = 130 ]
 
-test: setup  ## lint, then all tests
+lint: setup  ## ruff alone
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+test: lint  ## lint, then all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n 2
 
-test-fast: setup  ## lint, and the unit tests that need no notebook and no process group
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+test-fast: lint  ## lint, and the unit tests that need no notebook and no process group
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n 2 $(NOTEBOOKS_AND_PROCESSES:%=--ignore=tests/test_%.py)
 
 test-slow: .venv/.bench  ## the tests that take minutes
@@ -47,6 +48,12 @@ notebooks: setup  ## run the stale notebooks anew, in place, and those that read
 
 results: setup  ## write what notebooks 03 and 06 measured into README and docs/results.md
 	@$(BIN)/python notebooks/tools/results.py
+
+pages: setup  ## the committed notebooks as pages for a browser, in artifacts/pages; nothing is run
+	@$(BIN)/python notebooks/tools/html_report.py
+
+address: setup  ## write the repository's address: set-up cells, badges; REPOSITORY=https://github.com/me/my-copy
+	@$(BIN)/python notebooks/tools/setup_cell.py $(REPOSITORY)
 
 demo: setup  ## a page with notebook 07's student, which answers in the browser; needs npm
 	@$(BIN)/python notebooks/tools/demo.py

@@ -1,7 +1,7 @@
 """What the notebooks share. Read these, in this order; of this list, each imports only what stands before it:
 
 - `data`: texts in, labelled or not; dict batches out, masks among them
-- `models`: the teacher, the extraction of a student, the wrapper that runs the head at masked positions alone
+- `models`: the teacher, the student and what is cut from it, the wrapper that runs the head at masked positions alone
 - `losses`: each distillation loss as a function of tensors
 - `callbacks`: those losses and the metrics as Catalyst callbacks
 - `runner`: what a runner does with one batch

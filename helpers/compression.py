@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,11 @@ class _Logits(nn.Module):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither the warnings of torch.onnx nor the advice of onnxruntime: neither is about the model."""
+def quiet() -> Iterator[None]:
+    """Nothing of what torch.onnx and onnxruntime tell of their own work: it is not about the model."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -159,7 +160,7 @@ def export_onnx(model: PreTrainedModel, file: Path) -> float:
     shape = {0: "batch", 1: "length"}
     with _finished(file) as beside:
         try:
-            with _quiet():
+            with quiet():
                 program = torch.onnx.export(
                     wrapped,
                     _sample(config, 2, 8),
@@ -207,7 +208,7 @@ def _check_export(wrapped: nn.Module, config, written: Path, file: Path) -> floa
 def needs_reduced_range() -> bool:
     """Whether int8 weights should use 7 bits on this processor.
 
-    On x86 without VNNI, the sum of two products of uint8 and int8 is cut at 16 bits; with weights from -64 to 63 it
+    On x86 without VNNI, the sum of two products of uint8 and int8 is cut at 16 bits; with weights from -64 to 64 it
     fits. Where the processor's abilities cannot be read, True: it is right everywhere.
     """
     if platform.machine().lower() in ("arm64", "aarch64"):
@@ -242,7 +243,7 @@ def quantize(
         ValueError: see `open_session`.
     """
     open_session(file)
-    with _finished(target) as beside, _quiet():
+    with _finished(target) as beside, quiet():
         quantize_dynamic(
             file,
             beside,

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from helpers import data, models
+from helpers.catalyst_today.fast_cpu import fast_training
 
 TEXTS = datasets.Dataset.from_dict(
     {"text": ["the cat sat on the mat", "the straße is long", "a cat, a mat, the cat!", "xylophones sat"] * 5}
@@ -428,3 +429,19 @@ def test_a_student_of_another_vocabulary_is_refused(tmp_path):
     models.check_vocabularies(own, wordpiece(), folder)
     with pytest.raises(ValueError, match=r"STUDENT .*its tokenizer has 72 tokens, the teacher's 270, and \d+ are the"):
         models.check_vocabularies(own, byte_level(), folder)
+
+
+def test_attention_for_training_on_a_processor_sees_what_each_familys_own_does(pair):
+    model, _ = pair
+    for part in model.modules():  # without dropout, which differs from run to run
+        for name in ("p", "dropout_prob", "attention_dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+    ids = torch.randint(5, 40, (2, 40), generator=torch.Generator().manual_seed(0))  # more than ModernBERT's window
+    mask = (torch.arange(40) < torch.tensor([[40], [30]])).long()
+    for seen in (torch.ones_like(mask), mask):
+        with torch.no_grad():
+            expected = model.eval()(ids, attention_mask=seen).logits
+            with fast_training(model.train()):
+                found = model(ids, attention_mask=seen).logits
+        torch.testing.assert_close(found[seen.bool()], expected[seen.bool()], atol=1e-4, rtol=1e-4)

