@@ -68,13 +68,13 @@ def run_callbacks(
     name: str,
     keep: str,
     logdir: str | Path | None,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
 ) -> dict[str, dl.Callback]:
     """What a run does with a batch after its runner, and with an epoch: the one list of callbacks.
 
     Args:
         measures, name, keep, logdir: see `fit`.
-        settings: what tells the run from others, as `run_settings` gives it.
+        settings: what tells the run from others, as `run_settings` gives it; None will do without a logdir.
     """
     callbacks = {
         "fast": FastTrainingCallback(),

@@ -106,6 +106,7 @@ def run(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         options = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"], "cwd": path.parent}
         options |= {"progress_bar": False, "stdout_file": sys.stdout, "on_cell_start": show_heading}
+        options["shutdown_kernel"] = "immediate"  # else it would still answer after Ctrl-C, find nobody, and say so
         papermill.execute_notebook(path, copy, values, **options)
     return json.loads(record.read_text(encoding="utf-8"))
 
@@ -143,11 +144,9 @@ def main(arguments: list[str]) -> int:
         print("Looks at texts and teacher.", flush=True)
         check(plans)
         made = {path: run(path, values) for path, values in plans.items()}
-    except PapermillExecutionError as error:
-        print(f"\n{error.ename}: {error.evalue}", file=sys.stderr)
-        return 1
-    except (DeadKernelError, OSError, ValueError) as error:
-        print(f"\n{' '.join(str(error).split())}", file=sys.stderr)
+    except (PapermillExecutionError, DeadKernelError, OSError, ValueError) as error:
+        said = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
+        print(f"\n{' '.join(said.split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here: models that are finished are kept.", file=sys.stderr)
