@@ -156,12 +156,20 @@ CATALYST_RUN = [  # the pipeline, the last config file, the last line, its own f
     ("sentiment", "task: {start: student}", "{own}: task: start is 'student'; choose one of teacher, distilled, extr"),
     ("sentiment", "task: {taught_by: me}", "{own}: task: taught_by is 'me'; choose one of labels, teacher."),
     ("sentiment", "parameters: {LABEL_FIELD: x}", "labelled.csv: no column 'x'. Its columns are ['"),
-    ("sentiment", "parameters: {LABELLED_CORPUS: '{unlabelled}'}", "20 of 40 texts have no label ('nan'), the first"),
-    ("sentiment", "parameters: {LABELLED_CORPUS: '{several}'}", "2 of 40 texts have several labels in one field, the"),
+    (
+        "sentiment",
+        "parameters: {LABELLED_CORPUS: '{unlabelled}'}",
+        "20 of 40 texts have no label in column 'language' ('nan'), the",
+    ),
+    (
+        "sentiment",
+        "parameters: {LABELLED_CORPUS: '{several}'}",
+        "2 of 40 texts have several labels in column 'language', the",
+    ),
     (
         "sentiment",
         "parameters: {LABELLED_CORPUS: '{one}'}",
-        "every text has the label ['a']. To tell classes apart, the",
+        "one.csv: every text has the label ['a'] in column 'language'. To tell classes",
     ),
     ("sentiment", "parameters: {LABELLED_CORPUS: '{rare}'}", "the label 'b' has 2 different text(s) for 3 parts: each"),
     (
@@ -208,9 +216,9 @@ def part(labels, corpus):
 
 
 HELPERS = [  # a call, given what the tests share, and the sentence
-    (lambda given: labelled(["a", None]), "own: 1 of 2 texts have no label (''), the first of them 'the 1 of"),
-    (lambda given: labelled(["1", "1.0", "1 "]), "own: every text has the label ['1']. To tell classes apart, there"),
-    (lambda given: labelled([["a"], ["a", "b"]]), "own: 2 of 2 texts have several labels in one field, the first"),
+    (lambda given: labelled(["a", None]), "own: 1 of 2 texts have no label in column 'label' (null or NaN), the"),
+    (lambda given: labelled(["1", "1.0", "1 "]), "own: every text has the label ['1'] in column 'label'. To tell"),
+    (lambda given: labelled([["a"], ["a", "b"]]), "own: 2 of 2 texts have several labels in column 'label', the"),
     (lambda given: data.read_labelled("a.csv", "x", "x"), "LABELLED_TEXT_FIELD and LABEL_FIELD are both 'x'"),
     (
         lambda given: part(["a"] * 4 + ["b"] * 4, ["the 0 of 0 and 0 words", "the 1 of 1 and 7 words"]),
@@ -241,7 +249,11 @@ def test_a_helper(call, sentence, tiny, sentences, engine):
 
 NOTEBOOKS = [  # a notebook as a whole, what it is given, the sentence
     ("05_multi_gpu_launch", {"PROCESSES": 3}, "BATCH_SIZE is 16: 3 processes cannot share it evenly"),
-    ("06_sentiment_evaluation", {"LABELLED_CORPUS": "{unlabelled}"}, "20 of 40 texts have no label ('nan')"),
+    (
+        "06_sentiment_evaluation",
+        {"LABELLED_CORPUS": "{unlabelled}"},
+        "20 of 40 texts have no label in column 'language' ('nan')",
+    ),
     (
         "06_sentiment_evaluation",
         {"LABELLED_CORPUS": "{good}", "CORPUS": "{good}", "TEXT_FIELD": "review"},

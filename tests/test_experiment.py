@@ -86,6 +86,11 @@ def test_split_steps(steps, shared):
     assert experiment.split_steps(steps) == shared
 
 
+def test_a_path_below_the_root_is_given_from_there(tmp_path):
+    assert str(records.below_root(records.from_root("artifacts") / "a" / "b")) == "artifacts/a/b"
+    assert records.below_root(tmp_path / "a") == tmp_path / "a"
+
+
 def test_records_of_other_parameters_stay(parameters):
     first = records.write_record(parameters, "03_runner", {"accuracy": 0.1}, {"seconds": 1.0})
     folder = first.parent

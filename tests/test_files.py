@@ -156,9 +156,15 @@ REFUSED = [
     (of("a.csv", b""), "a.csv: the file is empty."),
     (of("a.txt", b" \n\n"), "a.txt: the file is empty."),
     (of("a.jsonl.gz", gzip.compress(b"")), "a.jsonl.gz: the file is empty."),
-    (of("a.csv", gzip.compress(b"text\na")), "a.csv: the file is compressed as .gz, which its name does not say."),
-    (of("a.csv.gz", b"text\nabc\n"), "a.csv.gz: the file is not compressed as .gz, which its name does not say."),
-    (of("a.csv.gz", lzma.compress(b"text\na")), "a.csv.gz: the file is compressed as .xz, which its name"),
+    (
+        of("a.csv", gzip.compress(b"text\na")),
+        "a.csv: the file is compressed as .gz, which its name does not say. Rename it to a.csv.gz.",
+    ),
+    (
+        of("a.csv.gz", b"text\nabc\n"),
+        "a.csv.gz: the file is not compressed as .gz, which its name does not say. Rename it to a.csv.",
+    ),
+    (of("a.csv.gz", lzma.compress(b"text\na")), "which its name does not say. Rename it to a.csv.xz."),
     (of("a.csv", b"PK\3\4 and so on"), "a.csv: the file is a zip archive, or a spreadsheet such as .xlsx."),
     (parquet("a.txt", text=["a"]), "a.txt: the file is a Parquet file. Give it a name that ends in .parquet."),
     (lfs, "a.csv: the file is a pointer of Git LFS, not the file itself. Run `git lfs pull`."),

@@ -117,7 +117,7 @@ def test_labels_are_words_or_numbers_of_two_classes_or_more(tmp_path, labels, na
     ],
 )
 def test_labels_of_one_meaning_are_one_class(labels, names, numbers):
-    assert classes(labels, ["text"] * len(labels), "file.csv") == (names, numbers)
+    assert classes(labels, ["text"] * len(labels), "file.csv", "label") == (names, numbers)
 
 
 def test_spellings_that_are_taken_for_one_class_are_said(tmp_path, capsys):
@@ -129,19 +129,38 @@ def test_spellings_that_are_taken_for_one_class_are_said(tmp_path, capsys):
 @pytest.mark.parametrize("missing", ["", " ", "nan", "NaN", "None", "NULL", "<NA>", "n/a", None, float("nan"), pd.NaT])
 def test_a_missing_label_in_any_spelling_is_missing(missing):
     texts = ["first", "second", "third"]
-    with pytest.raises(ValueError, match=r"file: 1 of 3 texts have no label \('.*'\), the first of them 'second'"):
-        classes(["a", missing, "b"], texts, "file")
+    kinds = {None: "null or NaN", "": "empty", " ": "empty"}
+    kind = kinds.get(missing, f"'{missing}'")
+    with pytest.raises(ValueError, match=r".") as caught:
+        classes(["a", missing, "b"], texts, "file", "stars")
+    assert str(caught.value) == (
+        f"file: 1 of 3 texts have no label in column 'stars' ({kind}), the first of them 'second'. "
+        "Label them, or leave these rows out; in pandas: df.dropna(subset=['stars'])."
+    )
+
+
+def test_missing_labels_of_a_parquet_file_are_named_and_pandas_takes_them_out(tmp_path):
+    texts = ["ά" * 61, "ά" * 60, "third", "fourth"]
+    rows = pd.DataFrame({"text": texts, "stars": [float("nan"), 1.0, 5.0, float("nan")]})
+    file = tmp_path / "own.parquet"
+    rows.to_parquet(file)
+    with pytest.raises(ValueError, match=r".") as caught:
+        data.read_labelled(file, "text", "stars")
+    said = f"{file}: 2 of 4 texts have no label in column 'stars' (null or NaN), the first of them '{'ά' * 60}…'. "
+    assert str(caught.value).startswith(said)
+    rows.dropna(subset=["stars"]).to_parquet(file)
+    assert data.read_labelled(file, "text", "stars")["text"][:] == texts[1:3]
 
 
 @pytest.mark.parametrize("several", ["a,b", "b | a", "['x', 'y']", ["a", "b"], ["a"]])
 def test_several_labels_in_a_field_are_said_with_counts(several):
-    with pytest.raises(ValueError, match="file: 2 of 4 texts have several labels in one field, the first of them"):
-        classes(["a", several, "b", several], list("wxyz"), "file")
+    with pytest.raises(ValueError, match="file: 2 of 4 texts have several labels in column 'marks', the first of them"):
+        classes(["a", several, "b", several], list("wxyz"), "file", "marks")
 
 
 def test_the_order_of_classes_is_the_same_in_every_process():
     labels = ["1", "1.0", "01", "Ja", "ja", "1.00", "nein", " 1", "2e0", "2"]
-    program = f"from helpers.files.labels import classes; print(classes({labels}, [''] * {len(labels)}, ''))"
+    program = f"from helpers.files.labels import classes; print(classes({labels}, [''] * {len(labels)}, '', 'label'))"
     said = set()
     for seed in "0123":
         own = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
@@ -261,13 +280,16 @@ def test_parts_of_the_bundled_sentences_are_whole_and_balanced():
     assert [sum(parts[name]["label"]) for name in SIZES] == [20, 10, 10]
 
 
-def test_fewer_texts_than_wanted_shrink_the_parts_and_rare_classes_stay_in_each():
+def test_fewer_texts_than_wanted_shrink_the_parts_and_rare_classes_stay_in_each(capsys):
     labels = ["often"] * 20 + ["seldom"] * 3
     rows = {"text": [f"{i} {i * i} {i + 7} words" for i in range(23)], "label": labels}
     table = data.with_label_names(datasets.Dataset.from_dict(rows), "small")
     sizes = {"train": 200, "valid": 100, "test": 100}
     parts = data.part(table, sizes, corpus=corpus_of("Nothing of this."), transfer_texts=10)
     assert [len(parts[name]) for name in sizes] == [11, 5, 5]
+    assert "23 labelled texts are too few for 400: the parts are 11, 5, 5." in capsys.readouterr().out
+    data.part(table, {"train": 12, "valid": 5, "test": 6}, corpus=corpus_of("This is a sentence."), transfer_texts=10)
+    assert "too few" not in capsys.readouterr().out
     assert all(set(parts[name]["label"]) == {0, 1} for name in sizes)
     with pytest.raises(ValueError, match=r"the label 'seldom' has 2 different text.*3 parts.*LABEL_FIELD"):
         data.part(table.select(range(22)), sizes, corpus=corpus_of("Nothing."), transfer_texts=10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from catalyst.core.callback import Callback, CallbackOrder
 from torch import Tensor
@@ -96,6 +98,10 @@ class PerplexityCallback(MaskedLanguageModelCallback):
     It leaves nothing in ``runner.batch_metrics``: the metrics of micro-batches add up, and perplexities do not. Where a
     `MaskedLanguageModelCallback` has left its loss there as ``mlm``, that loss is taken and not computed again.
 
+    Where a teacher runs along, the first validation takes its perplexity, too, from the logits that are there anyway. A
+    warning says where it is above the size of the vocabulary, which is that of a model that guesses evenly: then there
+    is nothing to learn from it. (With several processes, the first one's share of the validation part decides.)
+
     Args:
         metric_key: the name under which the perplexity stands.
     """
@@ -103,12 +109,35 @@ class PerplexityCallback(MaskedLanguageModelCallback):
     def __init__(self, metric_key: str = "perplexity"):
         super().__init__(metric_key)
         self.order = CallbackOrder.Metric + 1
+        self.teacher_is_known = False
+
+    def on_loader_start(self, runner) -> None:
+        super().on_loader_start(runner)
+        self.teacher_total, self.vocabulary = 0.0, None
 
     @torch.no_grad()
     def on_batch_end(self, runner) -> None:
         self.loss = runner.batch_metrics.get("mlm")
         super().on_batch_end(runner)
         del runner.batch_metrics[self.metric_key], self.loss
+        if runner.is_valid_loader and not self.teacher_is_known and "t_logits" in runner.batch:
+            logits = runner.batch["t_logits"]
+            loss = losses.masked_lm_loss(logits, masked_targets(runner.batch), count=1)
+            self.teacher_total, self.vocabulary = self.teacher_total + loss.detach(), logits.shape[-1]
+
+    def on_loader_end(self, runner) -> None:
+        super().on_loader_end(runner)
+        if self.vocabulary is None:
+            return
+        self.teacher_is_known = True
+        perplexity = self.finish(float(self.teacher_total) / max(float(self.tokens), 1))
+        if perplexity > self.vocabulary and runner.engine.is_main_process:
+            warnings.warn(
+                f"the teacher's perplexity on the validation part is {perplexity:,.0f}, above the {self.vocabulary:,} "
+                "tokens of its vocabulary. It guesses worse than evenly among them, so the student has nothing to "
+                "learn from it. Is TEACHER a trained model, and one for the language of CORPUS?",
+                stacklevel=2,
+            )
 
     def measure(self, batch, count):
         return super().measure(batch, count) if self.loss is None else self.loss

@@ -112,6 +112,9 @@ def part(
     own = own.select(kept)
     shrink = min(1.0, len(own) / sum(sizes.values()))
     rows = _stratified(labels, {name: int(size * shrink) for name, size in sizes.items()}, generator)
+    if shrink < 1:
+        sizes_made = ", ".join(str(len(numbers)) for numbers in rows.values())
+        print(f"{len(own):,} labelled texts are too few for {sum(sizes.values()):,}: the parts are {sizes_made}.")
     rest = np.setdiff1d(np.arange(len(own)), np.concatenate(list(rows.values())))
     pieces = [pieces[number - len(unread)] for number in np.sort(first[first >= len(unread)])]
     unlabelled = [*own.select(rest)["text"], *pieces][:transfer_texts]

@@ -94,14 +94,20 @@ def read_labelled(
             raise ValueError(f"LABELLED_TEXT_FIELD and LABEL_FIELD are both {text_field!r}: they have to differ.")
         table = read_columns(source, {"LABELLED_TEXT_FIELD": text_field, "LABEL_FIELD": label_field})
         table = renamed(table, {text_field: "text", label_field: "label"})
-    name = source_name(source)
-    table = drop_textless(table, name)
-    return with_label_names(table, name)
+    table = drop_textless(table, source_name(source))
+    where = str(source) if isinstance(source, str | Path) else source_name(source)
+    return with_label_names(table, where, label_field)
 
 
-def with_label_names(table: datasets.Dataset, name: str) -> datasets.Dataset:
-    """Turn the column ``label``, of any type, into a `datasets.ClassLabel`. ValueError: see `labels.classes`."""
-    names, numbers = classes(table["label"][:], table["text"], name)
+def with_label_names(table: datasets.Dataset, name: str, field: str | int = "label") -> datasets.Dataset:
+    """Turn the column ``label``, of any type, into a `datasets.ClassLabel`. ValueError: see `labels.classes`.
+
+    Args:
+        table: ``text`` and ``label``.
+        name: of the file, for the messages.
+        field: what the column of the labels is called there.
+    """
+    names, numbers = classes(table["label"][:], table["text"], name, field)
     with without_bars():
         table = table.remove_columns("label").add_column("label", numbers)
         return table.cast_column("label", datasets.ClassLabel(names=names))

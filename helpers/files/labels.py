@@ -34,6 +34,16 @@ def meaning(label: Any) -> str | Decimal | None:
     return number if number.is_finite() else text
 
 
+def _shortened(text: str) -> str:
+    """The first 60 characters of a text in quotes, with an ellipsis where more follow."""
+    return repr(text if len(text) <= 60 else text[:60] + "…")
+
+
+def _missing_kind(label: Any) -> str:
+    """How a missing label is spelled."""
+    return "null or NaN" if label is None else repr(text) if (text := spelled(label)) else "empty"
+
+
 def _several(label: Any, known: set) -> bool:
     """True of a list, and of a text such as ``a,b`` where the pieces are labels of other texts."""
     if isinstance(label, list):
@@ -44,7 +54,7 @@ def _several(label: Any, known: set) -> bool:
     return len(pieces) > 1 and (is_list or pieces <= known)
 
 
-def classes(labels: Sequence[Any], texts: Sequence[str], name: str) -> tuple[list[str], list[int]]:
+def classes(labels: Sequence[Any], texts: Sequence[str], name: str, field: str | int) -> tuple[list[str], list[int]]:
     """Find the classes of labels of any type, and in every process in the same order.
 
     Labels of one meaning (`meaning`) are one class, called by its shortest spelling; where a class has several, they
@@ -54,6 +64,7 @@ def classes(labels: Sequence[Any], texts: Sequence[str], name: str) -> tuple[lis
         labels: one for each text.
         texts: for the messages.
         name: of the file, for the messages.
+        field: the column of the labels, for the messages.
 
     Returns:
         The names of the classes, numbers in their order, words in the alphabet's; and the number of each label's class.
@@ -63,16 +74,17 @@ def classes(labels: Sequence[Any], texts: Sequence[str], name: str) -> tuple[lis
     """
     found = [meaning(label) for label in labels]
     if missing := [number for number, each in enumerate(found) if each is None]:
-        spellings = ", ".join(sorted({repr(spelled(labels[number])) for number in missing}))
+        kinds = ", ".join(sorted({_missing_kind(labels[number]) for number in missing}))
         raise ValueError(
-            f"{name}: {len(missing):,} of {len(labels):,} texts have no label ({spellings}), the first of them "
-            f"{texts[missing[0]][:60]!r}. Label them, or take them out."
+            f"{name}: {len(missing):,} of {len(labels):,} texts have no label in column {field!r} ({kinds}), the first "
+            f"of them {_shortened(texts[missing[0]])}. Label them, or leave these rows out; in pandas: "
+            f"df.dropna(subset=[{field!r}])."
         )
     known = set(found)
     if several := [number for number, each in enumerate(labels) if _several(each, known)]:
         raise ValueError(
-            f"{name}: {len(several):,} of {len(labels):,} texts have several labels in one field, the first of them "
-            f"{labels[several[0]]!r}. A text belongs to one class here: keep one label of each text."
+            f"{name}: {len(several):,} of {len(labels):,} texts have several labels in column {field!r}, the first of "
+            f"them {labels[several[0]]!r}. A text belongs to one class here: keep one label of each text."
         )
     spellings: dict[str | Decimal, Counter] = {}
     for label, each in zip(labels, found, strict=True):
@@ -82,7 +94,8 @@ def classes(labels: Sequence[Any], texts: Sequence[str], name: str) -> tuple[lis
     order = sorted(names) if are_numbers else sorted(names, key=names.get)
     if len(order) < 2:
         raise ValueError(
-            f"{name}: every text has the label {list(names.values())}. To tell classes apart, there have to be two."
+            f"{name}: every text has the label {list(names.values())} in column {field!r}. To tell classes "
+            "apart, there have to be two."
         )
     for counts in (spellings[each] for each in order if len(spellings[each]) > 1):
         print(f"{name}: one class, spelled {', '.join(f'{text!r} ({counts[text]:,})' for text in sorted(counts))}.")

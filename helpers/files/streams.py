@@ -74,7 +74,8 @@ def sample_of(path: Path) -> bytes:
         compression, packed = endings(path)[1], [ending for start, ending in STARTS.items() if head.startswith(start)]
         if head and [compression] != (packed or [""]):
             what = f"compressed as {packed[0]}" if packed else f"not compressed as {compression}"
-            raise ValueError(f"{path}: the file is {what}, which its name does not say. Rename it.")
+            right = (path.with_suffix("") if compression else path).name + "".join(packed)
+            raise ValueError(f"{path}: the file is {what}, which its name does not say. Rename it to {right}.")
         with _opened(path) as file:
             sample = file.read(SAMPLE)
     for start, what in OTHERS.items():

@@ -23,6 +23,7 @@ from typing import Any
 
 from catalyst import dl
 from catalyst.contrib.scripts.run import parse_args, process_configs
+from catalyst.core.callback import Callback, CallbackOrder
 from catalyst.utils import load_config
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
@@ -35,7 +36,7 @@ from helpers.runner import DistilMLMRunner, MaskedLMRunner, distillation_models
 from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, make_student, split_steps
 from helpers.runs.experiment import card as experiment_card
 from helpers.runs.parameters import check_parameters, did_you_mean, uneven
-from helpers.runs.records import fingerprint, from_root, texts_from_root, with_contents, without_output_dir
+from helpers.runs.records import below_root, fingerprint, from_root, texts_from_root, with_contents, without_output_dir
 from helpers.runs.task import Task, check_choices
 from helpers.training import run_seed, warmup_steps
 
@@ -236,6 +237,23 @@ def with_weight(weights: dict[str, float], **callbacks: dl.Callback) -> dict[str
     """The callbacks without those of losses that have no weight: these are not computed."""
     left_out = {*LOSSES, *TASK_LOSSES} - set(weights)
     return {name: callback for name, callback in callbacks.items() if name not in left_out}
+
+
+class EndCallback(Callback):
+    """Say last where the model is, in a path that can be pasted.
+
+    Args:
+        logdir: the run's folder.
+        kept: the folder of the weights in it, ``best`` or ``last``.
+    """
+
+    def __init__(self, logdir: str | Path, kept: str):
+        super().__init__(order=CallbackOrder.External + 12)  # after all others
+        self.folder = Path(logdir) / kept
+
+    def on_experiment_end(self, runner) -> None:
+        if runner.engine.is_main_process:
+            print(f"The model: {below_root(self.folder)}")
 
 
 def tokenizer(made: Trained | Task):

@@ -182,7 +182,7 @@ PARAMETERS: dict[str, Parameter] = {
     "PART_SIZES": Parameter(
         _are_sizes,
         "a dict from 'train', 'valid' and 'test' to numbers of texts, each at least 2",
-        "labelled texts in each part",
+        "labelled texts in each part; where there are fewer in all, each part shrinks by the same factor",
     ),
     "TRANSFER_TEXTS": Parameter(*whole(1), "texts without label, at most, that the task is distilled on"),
     "BASELINE": Parameter(

@@ -21,6 +21,12 @@ def from_root(path: str | Path) -> Path:
     return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / Path(path).expanduser()
 
 
+def below_root(path: Path) -> Path:
+    """A path as it is given to a command in the repository's root: `from_root`, the other way round."""
+    root = from_root("")
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
 @lru_cache
 def _sha256(file: Path, size: int, changed: int) -> str:
     """Of a file's bytes; read once as long as its size and its time of change (in nanoseconds) are the same."""
