@@ -49,6 +49,11 @@ LISTED = {
 }
 """What no tiny run takes as the real one does, and why: a change of it makes stale by itself."""
 
+MAKERS = tuple(
+    f"notebooks/tools/{name}.py" for name in ("control_plan", "control_runs", "every_position")
+)
+"""What makes the runs of the controls, whose records `make stale` looks at, too."""
+
 MODULE_NAME = re.compile(r"\bhelpers(?:\.\w+)+")
 READ_FILES = {".ipynb", ".yml", ".yaml", ".json"}
 
@@ -226,7 +231,17 @@ class Repository:
             the parts that are used); ``casts`` (of each part of each module); ``printed`` (what is
             shown as source); ``helpers`` and ``files`` (what is reached); ``tiny`` (the run's own).
         """
-        cells, code = self.cells(self.root / "notebooks" / f"{name}.ipynb")
+        return self.of_code(name, *self.cells(self.root / "notebooks" / f"{name}.ipynb"))
+
+    def part_sources(self, part: str) -> dict[str, dict[str, str]]:
+        """The same of a part of the controls: of the modules that make its runs."""
+        text = "\n".join((self.root / file).read_text(encoding="utf-8") for file in MAKERS)
+        code = Code(text.replace("from __future__ import annotations\n", ""))
+        found = self.of_code(f"controls_{part}", {}, code)
+        return {**found, "files": {**found["files"], "notebooks/tools": code.sha256}}
+
+    def of_code(self, name: str, cells: dict[str, str], code: Code) -> dict[str, dict[str, str]]:
+        """`sources` of some code, whose tiny run is called `name`."""
         modules, files = self.reached(code)
         listed = {each: files[each] for each in LISTED if each in files}
         for each in LISTED:
