@@ -26,7 +26,7 @@ APART = ("SENTENCES", "SEED")
 
 
 def shared_parameters(changes: dict) -> dict:
-    """Notebook 03's defaults with those changes that it knows, and SEEDS; LAYERS in words or a list."""
+    """Notebook 03's defaults with those changes that it knows, and SEEDS."""
     own = defaults(ROOT / "notebooks" / "03_runner.ipynb")
     values = {name: changes.get(name, value) for name, value in own.items() if name not in APART}
     if isinstance(values["LAYERS"], int):
@@ -73,7 +73,7 @@ def without_tiny_run(sources: dict) -> dict:
 
 
 def make(part: str, base: dict, repository: Repository) -> None:
-    """Make what the record of a part lacks; runs that another record from the same code has are taken from there."""
+    """Make the runs that the record of a part lacks, and that no other has from the same code."""
     record = begun(part, repository)
     code = without_tiny_run(record["made_from"]["sources"])
     files = [record_file(other, repository.root) for other in PARTS if other != part]

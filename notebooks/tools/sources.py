@@ -49,10 +49,8 @@ LISTED = {
 }
 """What no tiny run takes as the real one does, and why: a change of it makes stale by itself."""
 
-MAKERS = tuple(
-    f"notebooks/tools/{name}.py" for name in ("control_plan", "control_runs", "every_position")
-)
-"""What makes the runs of the controls, whose records `make stale` looks at, too."""
+MAKERS = ("control_plan", "control_runs", "every_position")
+"""The tools that make the runs of the controls, whose records `make stale` looks at, too."""
 
 MODULE_NAME = re.compile(r"\bhelpers(?:\.\w+)+")
 READ_FILES = {".ipynb", ".yml", ".yaml", ".json"}
@@ -235,8 +233,9 @@ class Repository:
 
     def part_sources(self, part: str) -> dict[str, dict[str, str]]:
         """The same of a part of the controls: of the modules that make its runs."""
-        text = "\n".join((self.root / file).read_text(encoding="utf-8") for file in MAKERS)
-        code = Code(text.replace("from __future__ import annotations\n", ""))
+        files = [self.root / "notebooks" / "tools" / f"{name}.py" for name in MAKERS]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        code = Code(text.replace("from __future__ import annotations\n", ""))  # or not the first
         found = self.of_code(f"controls_{part}", {}, code)
         return {**found, "files": {**found["files"], "notebooks/tools": code.sha256}}
 

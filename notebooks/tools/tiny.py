@@ -201,9 +201,8 @@ def part_outcome(part: str, sources: dict, root: Path = ROOT) -> dict:
     def make() -> dict:
         values, file = prepare(name, root), folder_of(name, root) / "record.json"
         file.unlink(missing_ok=True)
-        run(
-            name, [root / "notebooks" / "tools" / "controls.py", part, "--tiny", values, file], root
-        )
+        command = [root / "notebooks" / "tools" / "controls.py", part, "--tiny", values, file]
+        run(name, command, root)
         record = json.loads(file.read_text(encoding="utf-8"))
         kept = ("scores", "validations")
         entries = {
