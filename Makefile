@@ -6,11 +6,17 @@ BIN := .venv/bin
 NOTEBOOKS_AND_PROCESSES := notebooks experiments launch bench browser
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: tutorial lint test test-fast test-slow test-browser lab setup notebooks stale results pages address demo bench bench-report controls
+# Each NAME=value of the command line as it was given, in quotes for the shell: with spaces, lists, any alphabet.
+GIVEN = $(foreach name,$(filter-out PYTHON,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),'$(name)=$(subst ','\'',$($(name)))'))
+
+.PHONY: student tutorial lint test test-fast test-slow test-browser lab setup notebooks stale results pages address demo bench bench-report controls
 
 # After Ctrl-C the command has said what there is to say; the rest keeps make from adding a line of its own.
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
 	@trap : INT; $(BIN)/python notebooks/tools/run.py tutorial $(NOTEBOOKS) || [ $$? = 130 ]
+
+student: setup  ## your own student; CORPUS=my.csv TEXT_FIELD=body TEACHER=..., and any other parameter
+	@trap : INT; $(BIN)/python -m helpers.runs.student $(GIVEN) || [ $$? = 130 ]
 
 lint: setup  ## ruff alone
 	@$(BIN)/ruff check .
@@ -72,7 +78,7 @@ setup: .venv/.installed  ## only install
 	@touch $@
 
 .venv/.bench: .venv/.installed
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,compress,bench]"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,compress,bench,loggers]"
 	@touch $@
 
 .venv/.browser: .venv/.installed

@@ -116,7 +116,8 @@ def bootstrap_accuracies(
     """Mean accuracies under resampling of texts and seeds (Efron and Tibshirani 1993, chapters 6 and 13).
 
     In each resample the texts are drawn with replacement, the same for all names, so that differences between names are
-    paired; the seeds of each name are drawn with replacement by themselves.
+    paired. The seeds of each name are drawn with replacement by themselves, n - 1 of n: so the variance of their mean
+    is that of the n - 1 formula (Rao and Wu 1988). One seed alone is always drawn.
 
     Args:
         correct: for each name, (seeds, texts) bool: whether the run of that seed had that text right.
@@ -140,10 +141,10 @@ def bootstrap_accuracies(
         now = slice(start, min(start + at_once, resamples))
         counts = generator.multinomial(texts, np.full(texts, 1 / texts), size=now.stop - now.start)
         for name, right in correct.items():
-            seeds = len(right)
-            drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(counts))
+            seeds, draws = len(right), max(1, len(right) - 1)
+            drawn = generator.multinomial(draws, np.full(seeds, 1 / seeds), size=len(counts))
             of_each_seed = counts @ np.asarray(right, dtype=float).T / texts
-            means[name][now] = (drawn * of_each_seed).sum(axis=1) / seeds
+            means[name][now] = (drawn * of_each_seed).sum(axis=1) / draws
     return means
 
 

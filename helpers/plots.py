@@ -113,7 +113,11 @@ def contender_colors(names: Iterable[str]) -> dict[str, str]:
 
 
 def seed_curves(
-    runs: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]], title: str, ax: Axes, alpha: float
+    runs: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    title: str,
+    ax: Axes,
+    alpha: float,
+    colors: dict[str, str] | None = None,
 ) -> Axes:
     """Draw a line a name through the mean over its seeds of their EMAs, a band from the least to the greatest of them.
 
@@ -123,8 +127,11 @@ def seed_curves(
         title: what they are, with their unit.
         ax: where to draw.
         alpha: see `ema`.
+        colors: of each name, where several pictures share them; by default `contender_colors` of these names.
     """
-    for name, color in contender_colors(runs).items():
+    colors = colors or contender_colors(runs)
+    for name in runs:
+        color = colors[name]
         steps = runs[name][0][0]
         smooth = [ema(values, alpha) for _, values in runs[name]]
         for _, values in runs[name]:

@@ -68,13 +68,13 @@ def run_callbacks(
     name: str,
     keep: str,
     logdir: str | Path | None,
-    settings: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
 ) -> dict[str, dl.Callback]:
     """What a run does with a batch after its runner, and with an epoch: the one list of callbacks.
 
     Args:
         measures, name, keep, logdir: see `fit`.
-        settings: what tells the run from others, as `run_settings` gives it; None without a logdir.
+        settings: what tells the run from others, as `run_settings` gives it.
     """
     callbacks = {
         "fast": FastTrainingCallback(),
@@ -181,9 +181,9 @@ def fit(
     models = model if isinstance(model, dict) else {"student": model}
     student = models["student"]
     optimizer, scheduler = optimization(models, learning_rate, epochs * len(loaders["train"]))
+    settings = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "keep": keep, **(settings or {})}
     if logdir is not None:
-        own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "keep": keep, **(settings or {})}
-        settings = run_settings(loaders, **own, model=weights_sha256(student))
+        settings = run_settings(loaders, **settings, model=weights_sha256(student))
     listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=settings)
     before = copy.deepcopy(student.state_dict())
     try:
@@ -196,6 +196,7 @@ def fit(
             callbacks={**listed, **{f"further {number}": further for number, further in enumerate(callbacks, 1)}},
             loggers=run_loggers(logdir) | dict(loggers or {}),
             logdir=None if logdir is None else str(logdir),
+            hparams=settings,
             num_epochs=epochs,
             seed=run_seed(seed),
             valid_loader="valid",

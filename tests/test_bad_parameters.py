@@ -75,6 +75,13 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     ),
     ("03", ["-p", "VOCABULARY", "0"], f"VOCABULARY is 0; it has to be {WHOLE}, or None."),
     ("06", ["-p", "FEED_FORWARD", "half"], f"FEED_FORWARD is 'half'; it has to be {WHOLE}, or None."),
+    ("06", ["-r", "BASELINE", ""], "BASELINE is ''; it has to be a model, or None."),
+    ("06", ["-p", "SEARCH_SEEDS", "0"], f"SEARCH_SEEDS is 0; it has to be {WHOLE}."),
+    (
+        "06",
+        ["-y", "MORE_CONTENDERS: [random_layer]"],
+        "MORE_CONTENDERS is ['random_layer']; it has to be a list of different names out of ['distilled_longer', ",
+    ),
     ("08", ["-r", "STUDENT", ""], "STUDENT is ''; it has to be a text that is not empty."),
     ("03", ["-y", "LOSS_WEIGHTS: {kld: 1}"], f"LOSS_WEIGHTS is {{'kld': 1}}; it has to be {FORM}"),
     ("03", ["-y", "LOSS_WEIGHTS: {kl: 0}"], f"LOSS_WEIGHTS is {{'kl': 0}}; it has to be {FORM}"),

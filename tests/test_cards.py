@@ -29,6 +29,7 @@ def test_a_students_card_tells_what_its_training_did(parameters):
     kept = student.history.kept
     written = {result.metric_type: result.metric_value for result in data.eval_results}
     assert written == {name: value for name, value in kept.items() if name != "step"}
+    assert {result.dataset_split for result in data.eval_results} == {"validation part, held out here"}
     layers = experiment.chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     assert student.model.config.teacher_layers == layers
     for line in (
@@ -58,11 +59,25 @@ def test_a_teacher_from_the_hub_is_the_base_model(teacher, base_model, tmp_path)
     assert data.base_model == base_model
     validate_repo_id(data.base_model)
     (result,) = data.eval_results
-    assert (result.task_type, result.dataset_name, result.metric_value) == (
-        "text-classification",
-        "cornell-movie-review-data/rotten_tomatoes",
-        0.5,
-    )
+    assert (result.task_type, result.metric_type, result.metric_value) == ("text-classification", "f1", 0.5)
+
+
+def test_nobody_takes_what_a_card_says_for_the_result_of_a_benchmark(tmp_path):
+    """Split and metric as they were, where the hub shows them and where a reader does."""
+    corpus, metrics = "cornell-movie-review-data/rotten_tomatoes", {"accuracy": 0.7, "f1": 0.5}
+    card = model_card("a", "text-classification", "x", teacher="minilm", corpus=corpus, settings={}, metrics=metrics)
+    card.save(tmp_path / "README.md")
+    card = ModelCard.load(tmp_path / "README.md")
+    accuracy, f1 = card.data.eval_results
+    for result in (accuracy, f1):
+        assert result.dataset_type != corpus, "which the hub would link to that data set"
+        assert result.dataset_name == f"{corpus} (held out here)"
+        assert result.dataset_split == "held out here"
+    assert (accuracy.metric_name, accuracy.metric_args) == ("accuracy", None)
+    assert (f1.metric_name, f1.metric_args) == ("macro F1", {"average": "macro"})
+    reached = card.text[card.text.index("## What it reaches") :]
+    assert reached.index(f"texts of `{corpus}` (held out here)") < reached.index("| macro F1 | 0.5 |")
+    assert "no benchmark's result" in reached
 
 
 def test_the_card_reports_the_weights_that_are_saved_and_not_better_ones(parameters, engine, monkeypatch):

@@ -180,13 +180,16 @@ AT_MASK = [1, 1, 1, 0, 0]
 
 
 def exact(kept, against=None):
-    """Mean and 95 % interval, from all resamples of tokens and seeds that there are; in percent."""
+    """Mean and 95 % interval, from all resamples of tokens and seeds that there are; in percent.
+
+    Of the two seeds of "one", a resample draws one (see `bootstrap_accuracies`).
+    """
     one, two = (np.array(CORRECT[name])[:, np.array(kept, dtype=bool)] for name in ("one", "two"))
     tokens = one.shape[1]
     drawn = []
     for chosen in itertools.product(range(tokens), repeat=tokens):
         other = two[:, list(chosen)].mean() if against else 0
-        drawn += [one[list(seeds)][:, list(chosen)].mean() - other for seeds in itertools.product(range(2), repeat=2)]
+        drawn += [one[seed, list(chosen)].mean() - other for seed in range(2)]
     low, high = np.quantile(np.array(drawn), [0.025, 0.975], method="inverted_cdf")
     return 100 * (one.mean() - (two.mean() if against else 0)), 100 * low, 100 * high
 

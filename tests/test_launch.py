@@ -519,7 +519,7 @@ def logdir(tmp_path, name="mine", makes="student"):
 
 
 def parameters_of(configs):
-    merged = launch._config(configs)["parameters"]
+    merged = launch._config(configs)[0]["parameters"]
     return {name: value for name, value in merged.items() if name.isupper()}
 
 
@@ -708,15 +708,15 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
     monkeypatch.setenv("WORLD_SIZE", "1")
     values = parameters_of(configs)
 
-    def said_at_the_end(**changes):
+    def said_at_the_end():
         with pytest.raises(SystemExit):
-            launch.parameters(**values | changes)
+            launch.parameters(**values)
         return capsys.readouterr().err
 
     message = said_at_the_end()
     for said in (
         "wrong.yml: there is no section 'calbacks'; did you mean callbacks?",
-        "student: student takes no 'layrs'; did you mean layers?",
+        "student: student takes no 'layrs'. There are: trained, values.",
         "runner: there is no helpers.runner.DistilMLMRuner; did you mean helpers.runner.DistilMLMRunner?",
         "callbacks.kl: there is no helpers.calbacks.KLDivLossCallback; did you mean helpers.callbacks?",
         "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?",
@@ -727,20 +727,80 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "distill.yml: BATCH_SIZE is 64: 3 processes cannot share it evenly" in said_at_the_end()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert "nowhere.csv: no such file" in said_at_the_end(CORPUS="nowhere.csv")
+    file.write_text("parameters: {CORPUS: nowhere.csv}")
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    assert "nowhere.csv: no such file" in said_at_the_end()
 
 
 def test_values_mean_in_a_config_what_they_mean_in_a_notebook(tmp_path, tiny_folder, monkeypatch):
     """Of the same type, and a dict replaced as a whole."""
     file = tmp_path / "own.yml"
-    file.write_text('parameters: {LOSS_WEIGHTS: {mlm: "1e-1"}, LEARNING_RATE: "5e-4", LAYERS: "[0, 3]", TEXT_FIELD: 0}')
+    written = {"LOSS_WEIGHTS": {"mlm": "1e-1"}, "LEARNING_RATE": "5e-4", "LAYERS": "[0, 3]", "TEXT_FIELD": 0}
+    file.write_text(json.dumps({"parameters": written | {"OUTPUT_DIR": str(tmp_path)}}))
     configs = [CONFIGS / "distill.yml", file]
     monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
-    made = launch.parameters(**parameters_of(configs) | {"OUTPUT_DIR": str(tmp_path)})
+    made = launch.parameters(**parameters_of(configs))
     assert (made.LOSS_WEIGHTS, made.loss_weights) == ({"mlm": 0.1}, {"mlm": 0.1})
     assert (made.LEARNING_RATE, made.LAYERS, made.TEXT_FIELD) == (5e-4, [0, 3], "0")
     assert made.values == {name: getattr(made, name) for name in made.values}
     assert made.config["parameters"]["LOSS_WEIGHTS"] == {"mlm": "1e-1"}, "the logdir's config runs as these files do"
+
+
+def made_by(monkeypatch, *configs):
+    """What `launch.parameters` makes of these files, as `catalyst-run` calls it."""
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    return launch.parameters(**parameters_of(configs))
+
+
+@pytest.mark.parametrize("pipeline", ["distill", "sentiment"])
+def test_a_parameter_file_means_to_catalyst_run_what_it_means_to_papermill(pipeline, tmp_path, monkeypatch):
+    """As under `parameters`, in order with the other files; without effect where the pipeline has no such name."""
+    first, laptop = CONFIGS / f"{pipeline}.yml", ROOT / "notebooks" / "parameters" / "laptop.yaml"
+    alone, own = tmp_path / "alone.yml", tmp_path / "own.yaml"
+    alone.write_text(f"parameters: {{OUTPUT_DIR: {tmp_path}}}")
+    by_default = made_by(monkeypatch, first, alone)
+    with_file = made_by(monkeypatch, first, laptop, alone)
+    assert with_file.logdir == by_default.logdir, "laptop.yaml spells out the defaults"
+    assert (with_file.config, with_file.values) == (by_default.config, by_default.values)
+    assert ("LABELLED_CORPUS" in with_file.values) == (pipeline == "sentiment")
+    assert "SENTENCES" not in with_file.values
+    own.write_text("LOSS_WEIGHTS: {mlm: 1}\nLAYERS: '[0, 3]'\nTEXT_FIELD: 0\nSENTENCES: ['[MASK]']\nSEED: 7\n")
+    later = tmp_path / "later.yml"
+    later.write_text("parameters: {SEED: 8}")
+    made = made_by(monkeypatch, first, alone, laptop, own, later)
+    assert (made.LOSS_WEIGHTS, made.LAYERS, made.TEXT_FIELD, made.SEED) == ({"mlm": 1}, [0, 3], "0", 8)
+    assert not [name for name in made.config if name.isupper()]
+    assert made.config["parameters"]["SEED"] == 8
+    assert made_by(monkeypatch, first, alone, later, own).SEED == 7, "the last file counts, of whichever form"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("MAX_STEPZ: 3", "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?"),
+        ("SEEDS: 3", "SEEDS is 3; it has to be a list of different whole numbers"),
+        ("MAX_STEPS: 0", "MAX_STEPS is 0; it has to be a whole number, at least 1."),
+    ],
+)
+def test_what_a_parameter_file_gives_wrongly_is_said(written, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.yaml").write_text(f"{written}\n")
+    with pytest.raises(SystemExit):
+        made_by(monkeypatch, CONFIGS / "distill.yml", tmp_path / "own.yaml")
+    assert f"own.yaml: {said}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        made_by(monkeypatch, tmp_path / "own.yaml", CONFIGS / "distill.yml")
+    assert "own.yaml: a parameter file changes the values of a pipeline; name" in capsys.readouterr().err
+
+
+def test_catalyst_run_distils_from_a_parameter_file(tmp_path, tiny_folder, parameters):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(parameters | {"OUTPUT_DIR": str(tmp_path / "mine")}))
+    finish(catalyst_run([CONFIGS / "distill.yml", file]))
+    losses = pd.read_csv(logdir(tmp_path) / "csv_logger" / "valid.csv")["loss"]
+    assert len(losses) == 4
+    assert losses.iloc[-1] < losses.iloc[0]
+    kept = sorted(path.name for path in (logdir(tmp_path) / "run-1").iterdir())
+    assert "config.json" in kept
 
 
 def last_lines(process, count=1):

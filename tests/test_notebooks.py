@@ -82,7 +82,9 @@ def check_05(record):
 
 def check_06(record):
     contenders = record["contenders"]
-    names = ["teacher", "distilled", "mlm_only", "extracted", "random", "baseline", "distilled_task", "extracted_task"]
+    names = ["teacher", "distilled", "mlm_only", "extracted", "random", "random_layers", "baseline"]
+    names += ["distilled_task", "extracted_task", "mlm_only_task", "distilled_task_labelled", "distilled_task_one"]
+    names += ["distilled_longer"]
     assert list(contenders) == names
     assert record["labels"] == ["english", "german", "russian"]
     assert record["parts"] == {"train": 40, "valid": 12, "test": 16, "transfer": 50}
@@ -95,8 +97,13 @@ def check_06(record):
     for name in ("teacher", "distilled", "extracted", "distilled_task"):
         assert sum(contenders[name]["test_accuracy"]) / 2 > 0.6, name
     assert contenders["distilled"]["parameters"] < contenders["teacher"]["parameters"]
-    assert contenders["baseline"]["parameters"] not in (contenders[name]["parameters"] for name in names[:5])
-    assert len(record["differences"]) == 6
+    assert contenders["baseline"]["parameters"] not in (contenders[name]["parameters"] for name in names[:6])
+    assert len(record["differences"]) == 17
+    assert [each["level"] for each in record["differences"].values()] == [0.975] * 2 + [0.95] * 15
+    steps = {name: values["valid_steps"][-1] for name, values in contenders.items()}
+    as_many = {name for name in names if steps[name] == steps["distilled_task"]}
+    assert as_many == {"distilled_longer", *(name for name in names if "_task" in name)}
+    assert steps["distilled_longer"] > steps["distilled"]
 
 
 def check_07(record):

@@ -48,7 +48,7 @@ def read_config(source: str | Path, what: str) -> PreTrainedConfig:
     except OSError as error:
         raise FileNotFoundError(
             f"{what} is no folder with a config.json, and the hub gives no such model or cannot be reached. Without a "
-            "network, take a local folder, TEACHER = 'minilm', or BASELINE = None."
+            "network, take a local folder, TEACHER = 'minilm', or BASELINE = 'minilm-l3'."
         ) from error
     except ValueError as error:
         raise ValueError(
@@ -92,7 +92,7 @@ def load_checked(
 
     Raises:
         ValueError: weights or tokenizer cannot be read, weights of the encoder are missing or of another shape, or
-            `check_tokenizer` or `max_length` finds a fault.
+            `check_tokenizer` or `check_length` finds a fault.
     """
     try:
         with quiet_transformers():
@@ -125,12 +125,17 @@ def load_checked(
             f"config.json says, {lacking[0]} first. Fetch the model again."
         )
     check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, what, tokens)
+    check_length(model, what, max_length)
+    return model.eval(), tokenizer, sorted(set(names) - set(lacking))
+
+
+def check_length(model: PreTrainedModel, what: str, max_length: int | None) -> None:
+    """Raise a ValueError if a model, which messages name as `what`, cannot take that many tokens."""
     most = positions(model)
     if max_length and most and max_length > most:
         raise ValueError(
             f"MAX_LENGTH is {max_length}, but {what} takes {most} tokens at most. Set it to {most} or less."
         )
-    return model.eval(), tokenizer, sorted(set(names) - set(lacking))
 
 
 def positions(model: PreTrainedModel) -> int | None:

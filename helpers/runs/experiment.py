@@ -49,7 +49,7 @@ from helpers.models import (
     start_head,
     trim_vocabulary,
 )
-from helpers.runs.cards import model_card
+from helpers.runs.cards import VALIDATION_PART, model_card
 from helpers.runs.records import fingerprint, from_root, identities, identity, texts_from_root
 from helpers.training import check_shapes, distill, train_masked_lm
 
@@ -385,7 +385,7 @@ def card(
         settings |= {"losses": weights, "temperature": parameters["TEMPERATURE"], "seed": parameters["SEED"]}
     corpus = "stanfordnlp/imdb" if parameters["CORPUS"] == "bundled" else source_name(parameters["CORPUS"])
     source = {"teacher": parameters["TEACHER"], "corpus": corpus}
-    return model_card(title, "fill-mask", what, **source, settings=settings, metrics=metrics)
+    return model_card(title, "fill-mask", what, **source, settings=settings, metrics=metrics, split=VALIDATION_PART)
 
 
 def _card(parameters: dict[str, Any], made: Trained, layers: list[int] | None = None) -> ModelCard:

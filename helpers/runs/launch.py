@@ -92,17 +92,32 @@ def files() -> list[Path]:
             if isinstance(kinds.get(name), dict) and not isinstance(section, dict):
                 found = "empty" if section is None else f"{section!r}"
                 faults.append(f"{source}: section {name!r} is {found}: write names and values under it, or drop it.")
+    if not faults and _bare_parameters(sources[0]):
+        faults.append(f"{sources[0]}: a parameter file changes the values of a pipeline; name the pipeline before it.")
     _stop(faults)
     return sources
 
 
-def _config(sources: list[Path]) -> dict[str, Any]:
-    """The files merged, except that the value of a parameter is the last file's, as papermill has it."""
+def _bare_parameters(source: Path) -> dict[str, Any]:
+    """The parameters that a file gives outside any section, as papermill's parameter files do."""
+    return {name: value for name, value in load_config(source, ordered=True).items() if name.isupper()}
+
+
+def _config(sources: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The files merged, and of the parameters those that this pipeline does not have.
+
+    The value of a parameter is the last file's as a whole, as papermill has it. One in capitals outside any section is
+    read as if it stood under ``parameters``; where no file's section has its name, it is one of other notebooks alone.
+    """
     config = process_configs(sources)
+    own, others = config["parameters"], {}
     for source in sources:
-        own = load_config(source, ordered=True).get("parameters", {})
-        config["parameters"] |= {name: value for name, value in own.items() if name.isupper()}
-    return config
+        inside = load_config(source, ordered=True).get("parameters", {})
+        own |= {name: value for name, value in inside.items() if name.isupper()}
+        for name, value in _bare_parameters(source).items():
+            config.pop(name, None)
+            (own if name in own else others)[name] = value
+    return config, others
 
 
 def parameters(makes: str = "student", **values) -> SimpleNamespace:
@@ -121,9 +136,9 @@ def parameters(makes: str = "student", **values) -> SimpleNamespace:
         above zero), ``epochs``, ``steps`` and ``warmup_steps`` of a distillation, ``seed`` (Catalyst's) and ``logdir``.
     """
     sources = files()
-    config = _config(sources)
-    values |= {name: value for name, value in config["parameters"].items() if isinstance(value, dict)}
-    _stop([f"{sources[-1]}: {fault}" for fault in (*config_faults(config), *_value_faults(values))])
+    config, others = _config(sources)
+    values |= {name: value for name, value in config["parameters"].items() if name.isupper()}
+    _stop([f"{sources[-1]}: {fault}" for fault in (*config_faults(config), *_value_faults(values, others))])
     epochs, steps_per_epoch = split_steps(values["MAX_STEPS"])
     name = fingerprint({**config, "parameters": with_contents(values)})
     logdir = from_root(values["OUTPUT_DIR"]) / "05_multi_gpu_launch" / f"{makes}-{name}"
@@ -144,13 +159,14 @@ def parameters(makes: str = "student", **values) -> SimpleNamespace:
     )
 
 
-def _value_faults(values: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the values; those in another type than they are meant to have are replaced."""
+def _value_faults(values: dict[str, Any], others: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the values, or with others; those in another type than they are meant to have are replaced."""
     try:
-        check_parameters(values)
+        checked = check_parameters(others | values)
     except ValueError as error:
         yield from str(error).splitlines()
         return
+    values |= {name: value for name, value in checked.items() if name in values}
     processes = int(os.environ.get("WORLD_SIZE", 1))
     for name in ("BATCH_SIZE", "TEACHER_BATCH_SIZE", "FINE_TUNING_BATCH_SIZE"):
         if fault := uneven(name, values.get(name, 0), processes):

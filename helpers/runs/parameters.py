@@ -85,6 +85,14 @@ def _has_repeats(values: list) -> bool:
     return any(value in values[:i] for i, value in enumerate(values))
 
 
+MORE_CONTENDERS = {
+    "random_layers",
+    "mlm_only_task",
+    "distilled_task_labelled",
+    "distilled_task_one",
+    "distilled_longer",
+}
+
 text = (lambda value: isinstance(value, str) and value != "", "a text that is not empty")
 field = (
     lambda value: (isinstance(value, str) and value != "") or (type(value) is int and value >= 0),
@@ -99,6 +107,15 @@ at_least_one_or_none = (
     lambda value: value is None or (type(value) is int and value >= 1),
     "a whole number, at least 1, or None",
 )
+
+
+MORE_CONTENDERS = {
+    "random_layers",
+    "mlm_only_task",
+    "distilled_longer",
+    "distilled_task_labelled",
+    "distilled_task_one",
+}
 
 
 class Parameter(NamedTuple):
@@ -171,7 +188,7 @@ PARAMETERS: dict[str, Parameter] = {
     "BASELINE": Parameter(
         lambda value: value is None or (isinstance(value, str) and value not in ("", "None")),
         "a model, or None",
-        "a further model to compare with: its name on the hub, or a folder",
+        "a public model to compare with: `minilm-l3` (packaged, 3 layers), a name on the hub, a folder, or None",
     ),
     "FINE_TUNING_BATCH_SIZE": Parameter(*whole(1), "texts in a batch of the fine-tuning"),
     "FINE_TUNING_EPOCHS": Parameter(*whole(1), "passes over the labelled training part"),
@@ -179,6 +196,14 @@ PARAMETERS: dict[str, Parameter] = {
         _are_rates,
         "a list of numbers above 0 and at most 1",
         "learning rates that are tried on the validation part, for every contender",
+    ),
+    "SEARCH_SEEDS": Parameter(
+        *whole(1), "of SEEDS, at most, that each of these learning rates is tried with; the mean decides"
+    ),
+    "MORE_CONTENDERS": Parameter(
+        lambda value: isinstance(value, list) and not _has_repeats(value) and set(map(str, value)) <= MORE_CONTENDERS,
+        f"a list of different names out of {sorted(MORE_CONTENDERS)}",
+        "notebook 06's controls that take the gain of the task's distillation apart; none by default",
     ),
     "TASK_EPOCHS": Parameter(*whole(1), "passes over labelled and unlabelled texts when the task is distilled"),
     "TASK_LOSS_WEIGHTS": Parameter(
@@ -236,18 +261,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-def _read(value: Any) -> Any:
+def as_spelled(value: Any) -> Any:
     """Texts that spell a number, a list, a dict or None as such, inside lists and dicts too; keys of dicts as texts."""
     if isinstance(value, list):
-        return [_read(each) for each in value]
+        return [as_spelled(each) for each in value]
     if isinstance(value, dict):
-        return {str(key): _read(each) for key, each in value.items()}
+        return {str(key): as_spelled(each) for key, each in value.items()}
     if not isinstance(value, str):
         return value
     if NUMBER.fullmatch(value):
         return int(value) if value.lstrip("+-").isdigit() else float(value)
     try:
-        return _read(yaml.safe_load(value)) if value[:1] in ("[", "{") else None if value == "None" else value
+        return as_spelled(yaml.safe_load(value)) if value[:1] in ("[", "{") else None if value == "None" else value
     except yaml.YAMLError:
         return value
 
@@ -260,7 +285,7 @@ def as_meant(name: str, value: Any) -> Any:
     none, as a text: ``-p TEXT_FIELD 0`` is the column named 0. In GRID this holds for each value that is tried.
     """
     if name == "GRID":
-        grid = _read(value) if isinstance(value, str) else value
+        grid = as_spelled(value) if isinstance(value, str) else value
         if isinstance(grid, dict):
             return {
                 each: [as_meant(each, one) for one in tried] if isinstance(tried, list) else tried
@@ -268,7 +293,7 @@ def as_meant(name: str, value: Any) -> Any:
             }
     if name in PARAMETERS and not PARAMETERS[name].check(value):
         as_text = str(value) if type(value) is int and value >= 0 else value
-        for meant in (_read(value), as_text):
+        for meant in (as_spelled(value), as_text):
             if PARAMETERS[name].check(meant):
                 return meant
     return value

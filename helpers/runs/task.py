@@ -16,7 +16,7 @@ from helpers.catalyst_today.engine import Engine
 from helpers.classification import classifier_of, load_baseline, predict, train_classifier
 from helpers.data import balanced_weights, check_known, encode, label_loaders, part, source_name, with_teacher_logits
 from helpers.models import weights_sha256
-from helpers.runs.cards import model_card
+from helpers.runs.cards import VALIDATION_PART, model_card
 from helpers.runs.experiment import (
     VALIDATIONS,
     Trained,
@@ -189,6 +189,7 @@ def task(
             corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else source_name(source),
             settings=settings | ({} if start == "teacher" else {"layers": layers}),
             metrics=metrics,
+            split=VALIDATION_PART,
         )
 
     return Task(

@@ -29,7 +29,8 @@ notebook before any work.
 
 A value is given by `-p` (a number or a text), by `-y` (anything, as YAML), or in a file (`-f`). \
 The last one counts, and it replaces the whole value: dicts are not merged. `catalyst-run` \
-follows the same rules. Each of these is understood:
+takes [a file as it is](../../docs/machines.md#on-many-gpus-from-a-file), by the same rules. Each \
+of these is understood:
 
 - `5e-4` is a number. YAML would read it as a text.
 - `-p LAYERS '[0, 3]'` is a list. The same holds for a dict in quotes.

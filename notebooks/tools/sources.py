@@ -32,6 +32,7 @@ LISTED = {
     "helpers.catalyst_today.history.LiveCurvesCallback": PICTURES,
     "helpers.models.teacher._minilm_folder": PACKAGED,
     "helpers.models.teacher.MINILM_SHA256": PACKAGED,
+    "helpers.models.minilm_l3": PACKAGED,  # with the sha256 of its file, so no pin is needed
     "helpers.models.student.spread_layers": MIDDLE,
     "helpers.data.texts.bundled_reviews": PACKAGED,
     "helpers.runs.experiment.read_corpus": PACKAGED,

@@ -32,6 +32,14 @@ SHORTER = {  # the control of notebook 04 trains seven students for each seed; 0
     "00": {"MAX_STEPS": 60, "TEACHER_STEPS": 100},
     "04": {"MAX_STEPS": 40, "TEACHER_STEPS": 100},
     "05": {"MAX_STEPS": 12, "TEACHER_STEPS": 40},
+    "06": {
+        "MAX_STEPS": 60,
+        "TEACHER_STEPS": 150,
+        "MORE_CONTENDERS": [
+            *("random_layers", "mlm_only_task"),
+            *("distilled_task_labelled", "distilled_task_one", "distilled_longer"),
+        ],
+    },
     "07": {
         **{"MAX_STEPS": 60, "TEACHER_STEPS": 150, "SEEDS": [0]},
         "FINE_TUNING_LEARNING_RATES": [3.0e-3],
