@@ -121,6 +121,27 @@ def test_a_run_depends_on_what_it_is_made_with_and_not_on_its_label(base, engine
     assert name(Run("a", "nothing")) == name(Run("b", "nothing", parameters={"TEMPERATURE": 3.0}))
 
 
+def test_a_run_with_a_task_is_fine_tuned_and_tested(base, engine, part, tmp_path, monkeypatch):
+    small = base | {"FINE_TUNING_EPOCHS": 2}
+    runs = [Run("teacher", "head", task=True), Run("extracted", "nothing", task=True)]
+    monkeypatch.setitem(PARTS, "few", lambda base: runs)
+    records = []
+    for file in (tmp_path / "one.json", tmp_path / "two.json"):
+        control_runs.make_part("few", small, file, {}, [])
+        records.append(read(file))
+    assert records[0]["entries"] == records[1]["entries"]
+    assert records[0]["tested_texts"] == small["PART_SIZES"]["test"]
+    shown = table(records[0], "teacher", resamples=100)
+    for label, entry in records[0]["entries"].items():
+        own = entry["task"]
+        right = unpacked(own["correct"], records[0]["tested_texts"])
+        assert right.mean() == pytest.approx(own["test_accuracy"])
+        assert shown.loc[label, "on the task, %"].startswith(f"{100 * right.mean():.1f} (")
+        assert set(own["searched"]) == {"0.001", "0.003"}
+    without = control_runs.parameters_of(Run("extracted", "nothing"), small)
+    assert "PART_SIZES" not in without, "what other runs do not depend on"
+
+
 def test_random_layers_start_from_their_seed(base, engine, part):
     made = [
         control_runs.make(Run("random", "nothing", seed=seed, weights="embeddings"), base, engine)[0]
@@ -224,7 +245,6 @@ def test_a_record_from_other_code_is_stale_where_its_tiny_runs_are_others(tmp_pa
     monkeypatch.setattr(tiny, "part_outcome", lambda *arguments: {"record": outcome.pop()})
     sources = repository.part_sources("layers")
     assert {"helpers.training", "helpers.losses.layers", "helpers.evaluation"} <= set(sources["helpers"])
-    assert "helpers.classification" not in sources["helpers"]
     file = tmp_path / "layers.json"
 
     def check(**others):
@@ -250,15 +270,13 @@ def test_a_record_from_other_code_is_stale_where_its_tiny_runs_are_others(tmp_pa
         controls.begun("layers", repository)
 
 
-def test_the_layers_stand_in_words_so_that_parts_can_share_runs(engine):
+def test_parts_share_runs(engine):
     base = controls.shared_parameters({"SEEDS": [0], "MAX_STEPS": 320})
     assert base["LAYERS"] == "spread:3"
     by_name = {
         part: {control_runs.identity_of(run, base, engine): run.key for run in PARTS[part](base)}
-        for part in ("losses", "layers", "length")
+        for part in ("losses", "length")
     }
     shared = set(by_name["losses"]) & set(by_name["length"])
     assert {by_name["losses"][name] for name in shared} >= {"default mix, seed 0", "masked LM alone, seed 0"}
-    shared = set(by_name["losses"]) & set(by_name["layers"])
-    assert "spread layers, seed 0" in {by_name["layers"][name] for name in shared}
     assert control_plan.number_of_layers({"LAYERS": [0, 1]}) == 2

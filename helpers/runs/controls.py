@@ -47,9 +47,9 @@ def table(record: dict[str, Any], against: str, resamples: int = 10_000) -> pd.D
         resamples: of the bootstrap.
 
     Returns:
-        By label: ``runs``; ``accuracy, %`` and ``at [MASK], %`` with their intervals, and the ``difference`` of either
-        to the row `against`, in points; the means over the runs of ``perplexity``, ``KL``, ``top-5 overlap`` and
-        ``minutes``.
+        By label: ``runs``; ``accuracy, %``, ``at [MASK], %`` and, where the models were fine-tuned, ``on the task, %``
+        with their intervals, and the ``difference`` of each to the row `against`, in points; the means over the runs of
+        ``perplexity``, ``KL``, ``top-5 overlap`` and ``minutes``.
 
     Raises:
         ValueError: no row is called `against`.
@@ -62,9 +62,15 @@ def table(record: dict[str, Any], against: str, resamples: int = 10_000) -> pd.D
         label: np.stack([unpacked(entries[key]["correct"], tokens) for key in keys]) for label, keys in rows.items()
     }
     at_mask = unpacked(record["at_mask"], tokens)
+    scored = {"accuracy, %": correct, "at [MASK], %": {label: own[:, at_mask] for label, own in correct.items()}}
+    if texts := record.get("tested_texts"):
+        scored["on the task, %"] = {
+            label: np.stack([unpacked(entries[key]["task"]["correct"], texts) for key in keys])
+            for label, keys in rows.items()
+        }
     found: dict[str, dict[str, Any]] = {label: {"runs": len(keys)} for label, keys in rows.items()}
-    for column, kept in (("accuracy, %", np.ones(tokens, dtype=bool)), ("at [MASK], %", at_mask)):
-        right = {label: 100 * own[:, kept] for label, own in correct.items()}
+    for column, ones in scored.items():
+        right = {label: 100 * own for label, own in ones.items()}
         drawn = bootstrap_accuracies(right, resamples)
         for label, own in right.items():
             apart = own.mean() - right[against].mean()

@@ -8,6 +8,9 @@ from functools import partial
 from typing import Any
 from helpers.runs.experiment import HEAD, HeadRecipe
 
+TASK = ("LABELLED_CORPUS", "LABELLED_TEXT_FIELD", "LABEL_FIELD", "PART_SIZES", "TRANSFER_TEXTS")
+TASK += ("FINE_TUNING_BATCH_SIZE", "FINE_TUNING_EPOCHS", "FINE_TUNING_LEARNING_RATES")
+"""The parameters of notebook 06 that a run takes which is fine-tuned on its task."""
 FIVE_TWO_ONE = {"kl": 5 / 8, "mlm": 2 / 8, "cosine": 1 / 8}
 """DistilBERT's weights: the default mix."""
 
@@ -24,6 +27,7 @@ class Run:
         weights: what the student gets of its teacher; see `models.extract_student`.
         everywhere: True where the KL loss is taken at every attended position.
         recipe: how the teacher's head is trained.
+        task: True where the model is then fine-tuned on notebook 06's task.
     """
 
     label: str
@@ -33,6 +37,7 @@ class Run:
     weights: str = "teacher"
     everywhere: bool = False
     recipe: HeadRecipe = HEAD
+    task: bool = False
 
     @property
     def key(self) -> str:
@@ -149,15 +154,23 @@ def losses(base: dict[str, Any]) -> list[Run]:
 
 
 def layers(base: dict[str, Any]) -> list[Run]:
-    """The first, spread or last layers, or random ones under the teacher's embeddings."""
+    """The first, spread or last layers, or random ones under the teacher's embeddings.
+
+    All are then fine-tuned on the task.
+    """
     number = number_of_layers(base)
     chosen = {which: {"LAYERS": f"{which}:{number}"} for which in ("first", "spread", "last")}
+    options = {"task": True}
     before = [
-        Run(f"extracted, {which}", "nothing", parameters=own) for which, own in chosen.items()
+        Run(f"extracted, {which}", "nothing", parameters=own, **options)
+        for which, own in chosen.items()
     ]
-    rows = [partial(Run, f"{which} layers", parameters=own) for which, own in chosen.items()]
-    rows.append(partial(Run, "random layers", parameters=chosen["first"], weights="embeddings"))
-    return [Run("teacher", "head"), *before, *seeded(base, rows)]
+    rows = [
+        partial(Run, f"{which} layers", parameters=own, **options) for which, own in chosen.items()
+    ]
+    random = {"parameters": chosen["first"], "weights": "embeddings", **options}
+    rows.append(partial(Run, "random layers", **random))
+    return [Run("teacher", "head", **options), *before, *seeded(base, rows)]
 
 
 def length(base: dict[str, Any]) -> list[Run]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from control_plan import PARTS, Run
+from control_plan import PARTS, TASK, Run
+from control_task import task_entry
 from every_position import distill_everywhere
 from torch.utils.data import DataLoader
 from helpers.catalyst_today.engine import Engine
@@ -22,11 +23,15 @@ from helpers.training import distill
 
 OF_TRAINING = ("MAX_STEPS", "LEARNING_RATE", "LOSS_WEIGHTS", "TEMPERATURE")
 """What a run that trains no student does not depend on."""
+SHARED = ("scored_masked_tokens", "at_mask", "tested_texts")
+"""What stands once in a record, for all its entries."""
 
 
 def parameters_of(run: Run, base: dict[str, Any]) -> dict[str, Any]:
     """The parameters of one run, as notebook 03 would be given them."""
     shared = {name: value for name, value in base.items() if name != "SEEDS"}
+    if not run.task:
+        shared = {name: value for name, value in shared.items() if name not in TASK}
     return {**shared, **run.parameters, "SEED": run.seed}
 
 
@@ -69,8 +74,8 @@ def make(run: Run, base: dict[str, Any], engine: Engine) -> tuple[dict, dict, di
     """Make one run.
 
     Returns:
-        Its entry in the record, its timings, and what is the same for all entries: the number of
-        tokens that were scored, and which of them [MASK] hides.
+        Its entry in the record, its timings, and what is the same for all entries: the numbers of
+        tokens that were scored and of texts, and which of the tokens [MASK] hides.
     """
     parameters = parameters_of(run, base)
     teacher = experiment.ensure_teacher(parameters, engine, run.recipe)
@@ -100,8 +105,12 @@ def make(run: Run, base: dict[str, Any], engine: Engine) -> tuple[dict, dict, di
     if run.trains == "head" and teacher.history is not None:  # shows whether it is flat
         entry["validations"] = teacher.history.validations
     asked = [(batch["input_ids"] == mask)[batch["labels"] != IGNORED].numpy() for batch in valid]
-    at_mask = packed(np.concatenate(asked))
-    return entry, {"seconds": seconds}, {"scored_masked_tokens": tokens, "at_mask": at_mask}
+    shared = {"scored_masked_tokens": tokens, "at_mask": packed(np.concatenate(asked))}
+    if run.task:
+        entry["task"], shared["tested_texts"] = task_entry(
+            model, teacher.tokenizer, parameters, engine
+        )
+    return entry, {"seconds": seconds}, shared
 
 
 def make_part(
@@ -143,7 +152,7 @@ def make_part(
             other, key = found[name]
             own = {"label": run.label, "run": run.settings}
             entry, timing = {**other["entries"][key], **own}, other["timings"][key]
-            shared = {each: other[each] for each in ("scored_masked_tokens", "at_mask")}
+            shared = {each: other[each] for each in SHARED if each in other}
         else:
             entry, timing, shared = make(run, base, engine)
         entries[run.key], timings[run.key] = entry, timing

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 import yaml
-from control_plan import PARTS
+from control_plan import PARTS, TASK
 from control_runs import make_part
 import stale
 import tiny
@@ -26,8 +26,10 @@ APART = ("SENTENCES", "SEED")
 
 
 def shared_parameters(changes: dict) -> dict:
-    """Notebook 03's defaults with those changes that it knows, and SEEDS."""
-    own = defaults(ROOT / "notebooks" / "03_runner.ipynb")
+    """The defaults of notebook 03, and of 06 for its task, with changes; and SEEDS."""
+    notebooks = ROOT / "notebooks"
+    task = defaults(notebooks / "06_sentiment_evaluation.ipynb")
+    own = defaults(notebooks / "03_runner.ipynb") | {name: task[name] for name in TASK}
     values = {name: changes.get(name, value) for name, value in own.items() if name not in APART}
     if isinstance(values["LAYERS"], int):
         values["LAYERS"] = f"spread:{values['LAYERS']}"

@@ -50,7 +50,7 @@ LISTED = {
 }
 """What no tiny run takes as the real one does, and why: a change of it makes stale by itself."""
 
-MAKERS = ("control_plan", "control_runs", "every_position")
+MAKERS = ("control_plan", "control_runs", "control_task", "every_position")
 """The tools that make the runs of the controls, whose records `make stale` looks at, too."""
 
 MODULE_NAME = re.compile(r"\bhelpers(?:\.\w+)+")

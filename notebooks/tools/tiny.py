@@ -212,11 +212,11 @@ def part_outcome(part: str, sources: dict, root: Path = ROOT) -> dict:
         command = [root / "notebooks" / "tools" / "controls.py", part, "--tiny", values, file]
         run(name, command, root)
         record = json.loads(file.read_text(encoding="utf-8"))
-        kept = ("scores", "validations")
-        entries = {
-            key: {each: entry[each] for each in kept if each in entry}
-            for key, entry in record["entries"].items()
-        }
+        for entry in record["entries"].values():
+            for part_of in (entry, entry.get("task", {})):
+                part_of.pop("correct", None)
+            del entry["fingerprint"]  # of the files' bytes, among others
+        entries = record["entries"]
         tokens = record["scored_masked_tokens"]
         return {"record": {"scored_masked_tokens": tokens, "entries": entries}}
 
