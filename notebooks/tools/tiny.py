@@ -217,8 +217,11 @@ def part_outcome(part: str, sources: dict, root: Path = ROOT) -> dict:
                 part_of.pop("correct", None)
             del entry["fingerprint"]  # of the files' bytes, among others
         entries = record["entries"]
-        tokens = record["scored_masked_tokens"]
-        return {"record": {"scored_masked_tokens": tokens, "entries": entries}}
+        kept = {"scored_masked_tokens": record["scored_masked_tokens"], "entries": entries}
+        if "tested_texts" in record:
+            sizes = record["parameters"]["PART_SIZES"]
+            kept["parts"] = {each: sizes[each] for each in ("valid", "test")}
+        return {"record": kept}
 
     return made_once(name, sources, make, root)
 
