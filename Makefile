@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := true
 # Each NAME=value of the command line as it was given, in quotes for the shell: with spaces, lists, any alphabet.
 GIVEN = $(foreach name,$(filter-out PYTHON,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),'$(name)=$(subst ','\'',$($(name)))'))
 
-.PHONY: student tutorial lint test test-fast test-slow test-browser lab setup notebooks stale results pages address demo bench bench-report
+.PHONY: student tutorial lint test test-fast test-slow test-browser lab setup notebooks stale results pages address demo bench bench-report controls
 
 # After Ctrl-C the command has said what there is to say; the rest keeps make from adding a line of its own.
 tutorial: setup  ## run the notebooks on copies under artifacts/tutorial; NOTEBOOKS="01 03" for some
@@ -45,6 +45,9 @@ stale: setup  ## say which committed notebooks show what the code no longer does
 
 notebooks: setup  ## run the stale notebooks anew, in place, and those that read from them; NOTEBOOKS="03 05" for some
 	@$(BIN)/python notebooks/tools/run.py regenerate $(NOTEBOOKS)
+
+controls: setup  ## make the runs of the controls that notebooks/records lacks: hours; PARTS="recipe layers" for some
+	@trap : INT; $(BIN)/python notebooks/tools/controls.py $(PARTS) || [ $$? = 130 ]
 
 results: setup  ## write what notebooks 03 and 06 measured into README and docs/results.md
 	@$(BIN)/python notebooks/tools/results.py

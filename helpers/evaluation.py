@@ -76,6 +76,22 @@ def masked_lm_scores(
     return scores
 
 
+@torch.no_grad()
+def masked_lm_correct(model: PreTrainedModel, loader: DataLoader, engine: Accelerator) -> np.ndarray:
+    """Whether a masked-LM model's most probable token is the right one: (tokens,) bool, in the loader's order.
+
+    Its mean is the ``masked_accuracy`` of `masked_lm_scores`.
+    """
+    wrapped, right = MaskedPositionLM(model).to(engine.device).eval(), []
+    for batch in loader:
+        batch = {key: value.to(engine.device) for key, value in batch.items()}
+        with engine.autocast():
+            logits, _ = wrapped(**batch)
+        right.append((logits.argmax(-1) == masked_targets(batch)).cpu().numpy())
+    wrapped.cpu()
+    return np.concatenate(right)
+
+
 def top5_overlap(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     """Share of the teacher's five most probable tokens among the model's: (masked, vocabulary) twice to (masked,)."""
     five, teacher_five = logits.topk(5).indices, teacher_logits.topk(5).indices

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from helpers import evaluation, models
+from helpers.data import token_counts
 from helpers.runs import experiment, records
 from helpers.runs.parameters import check_parameters
 
@@ -230,3 +231,21 @@ def test_relative_paths_are_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert records.from_root("artifacts") == records.ROOT / "artifacts"
     assert records.from_root(tmp_path / "x") == tmp_path / "x"
+
+
+def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its_name(parameters, engine, sentences):
+    first = experiment.ensure_teacher(parameters, engine)
+    recipe = experiment.HeadRecipe(learning_rate=2e-3, token_frequencies=True)
+    other = experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine, recipe)
+    assert "head" not in experiment._teacher_values(parameters, True, engine, experiment.HeadRecipe())
+    assert other.recipe == recipe
+    assert first.recipe == experiment.HEAD
+    names = {teacher.folder.name for teacher in (first, other)}
+    assert len(names | {experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine).folder.name}) == 3
+    again = experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine, recipe)
+    assert again.found
+    assert again.recipe == recipe
+    counts = torch.from_numpy(token_counts(sentences, other.tokenizer)).double() + 1
+    started = (counts / counts.sum()).log()
+    bias = other.model.get_output_embeddings().bias.double()
+    assert (bias - started).abs().max() < 0.01, "one step of Adam moves it by its learning rate"

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -254,3 +255,22 @@ def test_the_head_is_given_rows_in_sixty_fours_and_gives_back_the_masked(tiny, m
     assert len(given[0]) == -(-masked // 64) * 64
     full = teacher(input_ids=ids).logits
     torch.testing.assert_close(logits, full[labels != -100])
+
+
+def test_an_output_bias_starts_at_the_log_of_smoothed_token_frequencies(tiny):
+    model, _ = tiny
+    rows = model.config.vocab_size
+    counts = np.random.default_rng(0).integers(0, 50, rows - 3)
+    counts[7] = 0
+    models.start_head(model, counts)
+    smoothed = np.concatenate([counts, [0, 0, 0]]) + 1
+    expected = np.log(smoothed / smoothed.sum())
+    bias = model.state_dict()["cls.predictions.bias"].numpy()
+    np.testing.assert_allclose(bias, expected, rtol=1e-6)
+    np.testing.assert_array_equal(model.get_output_embeddings().bias.detach().numpy(), bias)
+    assert np.exp(bias.astype(np.float64)).sum() == pytest.approx(1.0, rel=1e-6)
+    assert models.head_is_untrained(model)
+    models.start_head(model)
+    assert not model.get_output_embeddings().bias.any()
+    with pytest.raises(ValueError, match=f"{rows + 1} token counts for an output bias of {rows} rows"):
+        models.start_head(model, np.ones(rows + 1))

@@ -24,6 +24,7 @@ from helpers.models.teacher import (
     head_is_untrained,
     load_student,
     load_teacher,
+    start_head,
     weights_sha256,
 )
 from helpers.models.vocabulary import describe_trimming, keep_rows, least_rows, rows_to_cover, trim_vocabulary

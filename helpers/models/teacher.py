@@ -6,6 +6,7 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,12 +32,26 @@ def _minilm_folder() -> Path:
 
 
 @torch.no_grad()
-def _start_head(model: PreTrainedModel) -> None:
-    """Start an untrained masked-LM head as close to "the encoder's output is the prediction" as it gets.
+def start_head(model: PreTrainedModel, token_counts: np.ndarray | None = None) -> None:
+    r"""Start an untrained masked-LM head as close to "the encoder's output is the prediction" as it gets.
 
-    The transform's dense layer becomes the identity, its LayerNorm the plain one, the output bias zero, and the output
-    matrix, where it is not tied to them, the word embeddings. So the head starts the same each time, and what it has to
-    learn is small.
+    The transform's dense layer becomes the identity, its LayerNorm the plain one, and the output matrix, where it is
+    not tied to them, the word embeddings. So the head starts the same each time, and what it has to learn is small.
+    The output bias becomes zero or, given counts, the log of the tokens' frequencies:
+
+    .. math:: b_v = \log \frac{c_v + 1}{\sum_{u=1}^{|V|} (c_u + 1)}
+
+    Of all predictions that do not look at the text, its softmax has the least cross-entropy on these counts (the
+    logistic case: Lin et al. 2017, Focal Loss, section 3.3). One is added to each count (Laplace's rule), so that a row
+    that the texts do not use is unlikely, and not impossible.
+
+    Args:
+        model: a masked-LM model of `families.FAMILIES`.
+        token_counts: (rows,) int, how often a corpus uses each token, as `data.token_counts` gives it; rows of the
+            vocabulary beyond them count as unused. None starts the bias at zero.
+
+    Raises:
+        ValueError: there are counts and the output has no bias, or there are more counts than rows.
     """
     family, output = family_of(model), model.get_output_embeddings()
     output.weight.copy_(model.get_input_embeddings().weight)
@@ -45,6 +60,13 @@ def _start_head(model: PreTrainedModel) -> None:
     for part in (output, model.get_submodule(family.dense), model.get_submodule(family.norm)):
         if part.bias is not None:  # ModernBERT's transform has none
             nn.init.zeros_(part.bias)
+    if token_counts is not None:
+        if output.bias is None or len(token_counts) > len(output.bias):
+            rows = 0 if output.bias is None else len(output.bias)
+            raise ValueError(f"{len(token_counts)} token counts for an output bias of {rows} rows: give one a row.")
+        counts = torch.ones(len(output.bias), dtype=torch.float64)
+        counts[: len(token_counts)] += torch.as_tensor(token_counts)
+        output.bias.copy_((counts / counts.sum()).log())
 
 
 def head_is_untrained(teacher: PreTrainedModel) -> bool:
@@ -121,7 +143,7 @@ def _load(source: str | Path, what: str, max_length: int | None) -> tuple[PreTra
     family = family_of(model)
     transform = {name for name in model.state_dict() if name.startswith((f"{family.dense}.", f"{family.norm}."))}
     if transform <= set(lacking):
-        _start_head(model)
+        start_head(model)
         return model, tokenizer
     if family.bias is not None:  # an untied head's one bias may have been saved under either name
         biases = [family.bias, f"{family.bias.removesuffix('bias')}decoder.bias"]

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,15 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, P
 from helpers.catalyst_today.engine import Engine, default_precision, is_main_process, wait_for_everyone
 from helpers.catalyst_today.history import History
 from helpers.catalyst_today.saving import save_folder, write_json
-from helpers.data import bundled_reviews, masked_lm_loaders, read_labelled, read_texts, source_name, without_bars
+from helpers.data import (
+    bundled_reviews,
+    masked_lm_loaders,
+    read_labelled,
+    read_texts,
+    source_name,
+    token_counts,
+    without_bars,
+)
 from helpers.models import (
     KINDS,
     check_student,
@@ -38,6 +46,7 @@ from helpers.models import (
     narrow_feed_forward,
     quiet_transformers,
     spread_layers,
+    start_head,
     trim_vocabulary,
 )
 from helpers.runs.cards import VALIDATION_PART, model_card
@@ -48,13 +57,30 @@ VALIDATIONS = 4
 """How often a run validates at least: this many mini-epochs share out its steps."""
 EPOCH_STEPS = 500
 """The most steps in a mini-epoch, after which a run is saved: no more than these, and a minute's, are ever lost."""
-TEACHER_LEARNING_RATE = 5e-4
 TEACHER_SEED = 99_991
 """One of its own, so that no student reads the rows in the order in which its teacher did."""
 SHAPE = {"STUDENT": "distilbert", "VOCABULARY": None, "FEED_FORWARD": None}
 """The parameters of a student's shape, LAYERS aside, and what they are where nobody gives them."""
 IMPORTANCE_BATCHES = 16
 """Batches of the corpus on which FEED_FORWARD chooses its neurons."""
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """How a teacher's missing head is trained, beside TEACHER_STEPS and TEACHER_BATCH_SIZE.
+
+    Attributes:
+        learning_rate: at the end of the warm-up.
+        token_frequencies: True where the output bias starts at the log of CORPUS' token frequencies (see
+            `models.start_head`), and not at zero.
+    """
+
+    learning_rate: float = 5e-4
+    token_frequencies: bool = False
+
+
+HEAD = HeadRecipe()
+"""That of all notebooks."""
 
 
 def read_corpus(parameters: dict[str, Any]):
@@ -102,7 +128,7 @@ class Trained:
     """A model on the CPU in eval mode, its tokenizer, the history of its training and the folder that holds it.
 
     `history` is None of a model that was not trained here; `seconds` is what the training took since it was last
-    started; `found` is True where an earlier run left the model.
+    started; `found` is True where an earlier run left the model; `recipe` is how a teacher's head was trained.
     """
 
     model: PreTrainedModel
@@ -111,6 +137,7 @@ class Trained:
     folder: Path
     seconds: float
     found: bool = False
+    recipe: HeadRecipe = HEAD
 
 
 def _ensure(
@@ -154,15 +181,20 @@ def _cuts(parameters: dict[str, Any], *names: str) -> dict[str, Any]:
     return cuts | ({"STUDENT": identity(cuts["STUDENT"])} if "STUDENT" in cuts else {})
 
 
-def _teacher_values(parameters: dict[str, Any], trained: bool, engine: Engine | None) -> dict[str, Any]:
+def _teacher_values(
+    parameters: dict[str, Any], trained: bool, engine: Engine | None, recipe: HeadRecipe
+) -> dict[str, Any]:
     """What a teacher, and what is learned from it, depends on; `trained` where its head was trained here."""
     keys = ("MAX_LENGTH", "TEACHER_BATCH_SIZE", "TEACHER_STEPS") if trained else ("MAX_LENGTH",)
-    return _cuts(parameters, "VOCABULARY") | {
+    # Named only where it is not the first recipe: what was made before there were others keeps its name.
+    own = {"head": asdict(recipe)} if trained and recipe != HeadRecipe() else {}
+    values = {
         "TEACHER": identity(parameters["TEACHER"]),
         "CORPUS": [identities(parameters["CORPUS"]), parameters["TEXT_FIELD"]],
         "precision": engine.mixed_precision if engine else default_precision()[0],
         **{key: parameters[key] for key in keys},
     }
+    return values | own | _cuts(parameters, "VOCABULARY")
 
 
 def prepare_teacher(parameters: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -234,7 +266,7 @@ def make_student(parameters: dict[str, Any], teacher: Trained) -> PreTrainedMode
         return narrow_feed_forward(student, width, islice(batches, IMPORTANCE_BATCHES))
 
 
-def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> Trained:
+def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None, recipe: HeadRecipe = HEAD) -> Trained:
     """The teacher with a masked-LM head that works.
 
     A checkpoint that has its head is taken as it is. Where the head is missing, the model is trained on CORPUS for
@@ -245,9 +277,10 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> 
         parameters: checked parameters.
         engine: where and in which precision to train it; None takes an engine of its own. A head that was trained in
             another precision is another.
+        recipe: how to train it. A head of another recipe is another, too.
     """
     model, tokenizer = prepare_teacher(parameters)
-    values = _teacher_values(parameters, trained=True, engine=engine)
+    values = _teacher_values(parameters, trained=True, engine=engine, recipe=recipe)
     folder = from_root(parameters["OUTPUT_DIR"]) / "02_student_extraction" / f"teacher-{fingerprint(values)}"
     if not head_is_untrained(model):
         return Trained(model, tokenizer, None, folder, 0.0)
@@ -256,19 +289,22 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None) -> 
         steps = parameters["TEACHER_STEPS"]
         settings = {**parameters, "BATCH_SIZE": parameters["TEACHER_BATCH_SIZE"]}
         loaders = corpus_loaders(settings, tokenizer, steps, TEACHER_SEED)
+        if recipe.token_frequencies:
+            start_head(model, token_counts(read_corpus(parameters), tokenizer))
         own_engine, start = engine or Engine(), time.perf_counter()
         history = train_masked_lm(
             model,
             loaders,
             epochs=split_steps(steps)[0],
-            learning_rate=TEACHER_LEARNING_RATE,
+            learning_rate=recipe.learning_rate,
             seed=TEACHER_SEED,
             engine=own_engine,
             logdir=folder / "logs",
         )
-        return Trained(model, tokenizer, history, folder, time.perf_counter() - start)
+        return Trained(model, tokenizer, history, folder, time.perf_counter() - start, recipe=recipe)
 
-    return _ensure(folder, values, "Teacher with a trained head", make, lambda made: _card(parameters, made))
+    made = _ensure(folder, values, "Teacher with a trained head", make, lambda made: _card(parameters, made))
+    return replace(made, recipe=recipe)
 
 
 def ensure_student(
@@ -287,7 +323,7 @@ def ensure_student(
     """
     layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     keys = ("BATCH_SIZE", "MAX_STEPS", "LEARNING_RATE", "TEMPERATURE", "LOSS_WEIGHTS", "SEED")
-    values = _teacher_values(parameters, trained=teacher.history is not None, engine=engine)
+    values = _teacher_values(parameters, trained=teacher.history is not None, engine=engine, recipe=teacher.recipe)
     values |= {"LAYERS": layers, **{key: parameters[key] for key in keys}}
     values |= _cuts(parameters, "STUDENT", "FEED_FORWARD")
     folder = from_root(parameters["OUTPUT_DIR"]) / "03_runner" / f"student-{fingerprint(values)}"
@@ -316,7 +352,12 @@ def ensure_student(
 
 
 def card(
-    parameters: dict[str, Any], title: str, steps: int, metrics: dict[str, float], layers: list[int] | None = None
+    parameters: dict[str, Any],
+    title: str,
+    steps: int,
+    metrics: dict[str, float],
+    layers: list[int] | None = None,
+    recipe: HeadRecipe = HEAD,
 ) -> ModelCard:
     """The card of a student of these layers after that many steps; without layers, of a teacher with a trained head.
 
@@ -326,12 +367,13 @@ def card(
         steps: optimizer steps that its weights have seen.
         metrics: of the validation part, by name.
         layers: the teacher's layers that it was copied from.
+        recipe: how a teacher's head was trained.
     """
     settings = {"tokens in a block": parameters["MAX_LENGTH"], "steps": steps}
     if layers is None:
         what = "Its masked-LM head, which the checkpoint lacked, was trained together with its encoder."
         settings |= _cuts(parameters, "VOCABULARY")
-        settings |= {"blocks in a batch": parameters["TEACHER_BATCH_SIZE"], "learning rate": TEACHER_LEARNING_RATE}
+        settings |= {"blocks in a batch": parameters["TEACHER_BATCH_SIZE"], "learning rate": recipe.learning_rate}
     else:
         weights = {name: weight for name, weight in parameters["LOSS_WEIGHTS"].items() if weight > 0}
         how = "trained by masked LM alone" if set(weights) == {"mlm"} else "distilled from it"
@@ -348,7 +390,7 @@ def card(
 
 def _card(parameters: dict[str, Any], made: Trained, layers: list[int] | None = None) -> ModelCard:
     metrics = {name: value for name, value in made.history.kept.items() if name != "step"}
-    return card(parameters, made.folder.name, made.history.kept["step"], metrics, layers)
+    return card(parameters, made.folder.name, made.history.kept["step"], metrics, layers, made.recipe)
 
 
 def chosen_layers(layers: int | str | list[int], teacher_layers: int) -> list[int]:

@@ -50,6 +50,9 @@ LISTED = {
 }
 """What no tiny run takes as the real one does, and why: a change of it makes stale by itself."""
 
+MAKERS = ("control_plan", "control_runs", "control_task", "every_position")
+"""The tools that make the runs of the controls, whose records `make stale` looks at, too."""
+
 MODULE_NAME = re.compile(r"\bhelpers(?:\.\w+)+")
 READ_FILES = {".ipynb", ".yml", ".yaml", ".json"}
 
@@ -227,7 +230,18 @@ class Repository:
             the parts that are used); ``casts`` (of each part of each module); ``printed`` (what is
             shown as source); ``helpers`` and ``files`` (what is reached); ``tiny`` (the run's own).
         """
-        cells, code = self.cells(self.root / "notebooks" / f"{name}.ipynb")
+        return self.of_code(name, *self.cells(self.root / "notebooks" / f"{name}.ipynb"))
+
+    def part_sources(self, part: str) -> dict[str, dict[str, str]]:
+        """The same of a part of the controls: of the modules that make its runs."""
+        files = [self.root / "notebooks" / "tools" / f"{name}.py" for name in MAKERS]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        code = Code(text.replace("from __future__ import annotations\n", ""))  # or not the first
+        found = self.of_code(f"controls_{part}", {}, code)
+        return {**found, "files": {**found["files"], "notebooks/tools": code.sha256}}
+
+    def of_code(self, name: str, cells: dict[str, str], code: Code) -> dict[str, dict[str, str]]:
+        """`sources` of some code, whose tiny run is called `name`."""
         modules, files = self.reached(code)
         listed = {each: files[each] for each in LISTED if each in files}
         for each in LISTED:

@@ -191,6 +191,8 @@ def check_record(file: Path, repository: Repository) -> Verdict:
     if "stale" in record:
         return Verdict(file.name, [], "", file, record)
     made = record["made_from"]
+    if "part" in made:
+        return check_part(file, record, repository)
     sources = repository.sources(made["notebook"])
     now = of_record(sources, made["notebook"])
 
@@ -200,6 +202,22 @@ def check_record(file: Path, repository: Repository) -> Verdict:
 
     reasons, note = judge(made["sources"], now, tiny_differences)
     renewed = {**record, "made_from": {**made, "sources": now}}
+    return Verdict(file.name, reasons, note, file, renewed)
+
+
+def check_part(file: Path, record: dict, repository: Repository) -> Verdict:
+    """The same of a record of the controls. Runs that the part has got since then are no reason."""
+    made = record["made_from"]
+    now, today = repository.part_sources(made["part"]), {}
+
+    def tiny_differences() -> list[Difference]:
+        found = tiny.part_outcome(made["part"], now, repository.root)["record"]
+        entries = {key: found["entries"].get(key, "nothing") for key in made["record"]["entries"]}
+        today.update(found)
+        return record_differences(made["record"], {**found, "entries": entries})[0]
+
+    reasons, note = judge(made["sources"], now, tiny_differences)
+    renewed = {**record, "made_from": {**made, "sources": now, "record": today}}
     return Verdict(file.name, reasons, note, file, renewed)
 
 
