@@ -135,7 +135,7 @@ def losses(base: dict[str, Any]) -> list[Run]:
     new = ("relation", "attention", "hidden")
     rows = [
         mixed("masked LM alone", {"mlm": 1.0}),
-        mixed("masked LM alone, as many minutes", {"mlm": 1.0}, MAX_STEPS=as_long),
+        mixed("masked LM alone, 5/3 of the steps", {"mlm": 1.0}, MAX_STEPS=as_long),
         mixed("default mix", FIVE_TWO_ONE),
         *(mixed(f"{name} alone", {name: 1.0}) for name in new),
         *(mixed(f"default mix + {name}", {**less, name: 1 / 9}) for name in new),
