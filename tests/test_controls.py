@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 
 import numpy as np
@@ -268,6 +269,22 @@ def test_a_record_from_other_code_is_stale_where_its_tiny_runs_are_others(tmp_pa
     monkeypatch.setattr(controls, "record_file", lambda part, root: file)
     with pytest.raises(ValueError, match=r"layers.json is stale: pins changed: torch. Move it away"):
         controls.begun("layers", repository)
+
+
+def test_the_command_makes_a_fresh_record_once(base, part, tmp_path, monkeypatch):
+    repository = Repository(ROOT)
+    monkeypatch.setattr(controls, "record_file", lambda part, root: tmp_path / f"{part}.json")
+    monkeypatch.setattr(tiny, "part_outcome", lambda *arguments: {"record": TINY})
+    del part[1:]
+    controls.make("few", base, repository)
+    record = read(tmp_path / "few.json")
+    assert list(record["entries"]) == ["teacher"]
+    assert re.fullmatch("[0-9a-f]{40}", record["made_from"]["commit"])
+    assert record["made_from"]["record"] == TINY
+    assert stale.check_record(tmp_path / "few.json", repository)[1:3] == ([], "")
+    monkeypatch.setattr(control_runs, "make", None)  # not called again
+    controls.make("few", base, repository)
+    assert read(tmp_path / "few.json") == record
 
 
 def test_parts_share_runs(engine):

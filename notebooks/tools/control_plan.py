@@ -13,6 +13,8 @@ TASK += ("FINE_TUNING_BATCH_SIZE", "FINE_TUNING_EPOCHS", "FINE_TUNING_LEARNING_R
 """The parameters of notebook 06 that a run takes which is fine-tuned on its task."""
 FIVE_TWO_ONE = {"kl": 5 / 8, "mlm": 2 / 8, "cosine": 1 / 8}
 """DistilBERT's weights: the default mix."""
+TRIED = HeadRecipe(learning_rate=1e-3, token_frequencies=True)
+"""How the heads of the parts `recipe` and `teacher` are trained; all others have `HEAD`."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ def seeded(base: dict[str, Any], rows: list[Callable[..., Run]]) -> list[Run]:
     return [row(seed=seed) for seed in base["SEEDS"] for row in rows]
 
 
-def references(**options) -> list[Run]:
+def references() -> list[Run]:
     """The rows of every table: the teacher, and the student before its first step."""
-    return [Run("teacher", "head", **options), Run("extracted", "nothing", **options)]
+    return [Run("teacher", "head"), Run("extracted", "nothing")]
 
 
 def mixed(label: str, weights: dict[str, float], **parameters) -> Callable[..., Run]:
@@ -72,7 +74,7 @@ def mixed(label: str, weights: dict[str, float], **parameters) -> Callable[..., 
 def recipe(base: dict[str, Any]) -> list[Run]:
     """The teacher's head: its bias, rate and steps; then the student's layers, steps and rate."""
     own, steps, number = base["TEACHER_STEPS"], base["MAX_STEPS"], number_of_layers(base)
-    rates, tried = (5e-4, 1e-3), HeadRecipe(1e-3, token_frequencies=True)
+    rates = (5e-4, 1e-3)
 
     def head(steps: int, recipe: HeadRecipe) -> Run:
         start = "frequencies" if recipe.token_frequencies else "zero"
@@ -93,43 +95,35 @@ def recipe(base: dict[str, Any]) -> list[Run]:
         for bias in (False, True)
     ]
     students = [
-        student(which, length, rate, tried)
+        student(which, length, rate, TRIED)
         for length in (steps // 2, steps)
         for which in ("first", "spread")
         for rate in rates
     ]
-    short = [student("first", steps // 2, rate, tried, own // 2) for rate in rates]
+    short = [student("first", steps // 2, rate, TRIED, own // 2) for rate in rates]
     today = student("spread", steps, rates[0], HeadRecipe())
-    return [*heads, head(2 * own, tried), today, *students, *short]
+    return [*heads, head(2 * own, TRIED), today, *students, *short]
 
 
 def teacher(base: dict[str, Any]) -> list[Run]:
     """A head of eight times the steps, and with it the rows that tell most."""
-    number, strong = number_of_layers(base), {"TEACHER_STEPS": 8 * base["TEACHER_STEPS"]}
-    options = {"recipe": HeadRecipe(1e-3, token_frequencies=True)}
-    rows = [
-        partial(
-            Run,
-            label,
-            parameters={**strong, "LAYERS": f"{which}:{number}", "LOSS_WEIGHTS": mix},
-            **options,
-        )
-        for label, which, mix in (
-            ("first layers, default mix", "first", FIVE_TWO_ONE),
-            ("spread layers, default mix", "spread", FIVE_TWO_ONE),
-            ("first layers, masked LM alone", "first", {"mlm": 1.0}),
-        )
-    ]
+    strong, number = {"TEACHER_STEPS": 8 * base["TEACHER_STEPS"]}, number_of_layers(base)
+    chosen = {which: {**strong, "LAYERS": f"{which}:{number}"} for which in ("first", "spread")}
     before = [
-        Run(
-            f"extracted, {which}",
-            "nothing",
-            parameters={**strong, "LAYERS": f"{which}:{number}"},
-            **options,
-        )
-        for which in ("first", "spread")
+        Run(f"extracted, {which}", "nothing", parameters=own, recipe=TRIED)
+        for which, own in chosen.items()
     ]
-    return [Run("teacher", "head", parameters=strong, **options), *before, *seeded(base, rows)]
+    rows = [
+        mixed(f"{which} layers, {name}", mix, **chosen[which])
+        for which, name, mix in (
+            ("first", "default mix", FIVE_TWO_ONE),
+            ("spread", "default mix", FIVE_TWO_ONE),
+            ("first", "masked LM alone", {"mlm": 1.0}),
+        )
+    ]
+    rows = [partial(row, recipe=TRIED) for row in rows]
+    first = Run("teacher", "head", parameters=strong, recipe=TRIED)
+    return [first, *before, *seeded(base, rows)]
 
 
 def losses(base: dict[str, Any]) -> list[Run]:
@@ -141,7 +135,7 @@ def losses(base: dict[str, Any]) -> list[Run]:
     new = ("relation", "attention", "hidden")
     rows = [
         mixed("masked LM alone", {"mlm": 1.0}),
-        mixed("masked LM alone, as many minutes", {"mlm": 1.0}, MAX_STEPS=as_long),
+        mixed("masked LM alone, 5/3 of the steps", {"mlm": 1.0}, MAX_STEPS=as_long),
         mixed("default mix", FIVE_TWO_ONE),
         *(mixed(f"{name} alone", {name: 1.0}) for name in new),
         *(mixed(f"default mix + {name}", {**less, name: 1 / 9}) for name in new),
