@@ -34,7 +34,7 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
         ("LAYERS", [0, True], "LAYERS is"),
         ("LOSS_WEIGHTS", {"kl": -1}, "LOSS_WEIGHTS is"),
         ("LOSS_WEIGHTS", {"kl": float("nan")}, "LOSS_WEIGHTS is"),
-        ("LOSS_WEIGHTS", {"kld": 1}, "names out of ['cosine', 'kl', 'mlm', 'mse']"),
+        ("LOSS_WEIGHTS", {"kld": 1}, "names out of ['attention', 'cosine', 'hidden', 'kl', 'mlm', 'mse', 'relation']"),
         ("LOSS_WEIGHTS", {"kl": 0, "mlm": 0}, "not all 0"),
         ("TEACHER", "", "TEACHER is ''"),
         ("SEED", -1, "SEED is -1"),
