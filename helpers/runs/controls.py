@@ -82,4 +82,4 @@ def table(record: dict[str, Any], against: str, resamples: int = 10_000) -> pd.D
         for key, column in shown.items():
             found[label][column] = np.mean([entries[own]["scores"][key] for own in keys])
         found[label]["minutes"] = np.mean([record["timings"][own]["seconds"] for own in keys]) / 60
-    return pd.DataFrame(found).T
+    return pd.DataFrame.from_dict(found, orient="index")
