@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import math
 import re
 import tempfile
@@ -15,6 +16,13 @@ import yaml
 
 from helpers.callbacks import LOSSES, TASK_LOSSES, are_loss_weights, loss_weights_form
 from helpers.runs.records import from_root
+
+
+def defaults(path: Path) -> dict[str, Any]:
+    """The parameters of a notebook and their values, from the cell that is tagged so."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (lines,) = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse("".join(lines)).body}
 
 
 def whole(least: int):

@@ -6,7 +6,6 @@ with COMPRESS=1 to a file that answers without PyTorch (07). Any other parameter
 
 from __future__ import annotations
 
-import ast
 import json
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from helpers.catalyst_today.provenance import ROOT
 from helpers.models import check_width, trim_vocabulary
 from helpers.runs import experiment, task
-from helpers.runs.parameters import PARAMETERS, as_meant, as_spelled, check_parameters, did_you_mean
+from helpers.runs.parameters import PARAMETERS, as_meant, as_spelled, check_parameters, defaults, did_you_mean
 from helpers.runs.records import from_root, record_name
 
 NOTEBOOKS = ("03_runner", "06_sentiment_evaluation", "07_compression")
@@ -54,9 +53,8 @@ def plan(given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     for path in (ROOT / "notebooks" / f"{name}.ipynb" for name in chosen):
         if not path.is_file():
             raise ValueError(f"{path} is missing: give this command in a clone of the repository.")
-        takes = papermill.inspect_notebook(str(path))
-        defaults = {name: ast.literal_eval(each["default"]) for name, each in takes.items()}
-        plans[path] = defaults | {name: value for name, value in given.items() if name in defaults}
+        own = defaults(path)
+        plans[path] = own | {name: value for name, value in given.items() if name in own}
     known = {name for values in plans.values() for name in values}
     for name in given:
         if name in PARAMETERS and name not in known:

@@ -17,7 +17,7 @@ import stale
 import tiny
 from helpers.catalyst_today.provenance import git
 from helpers.runs.controls import by_label, table
-from parameter_table import defaults
+from helpers.runs.parameters import defaults
 from sources import Repository
 
 ROOT = Path(__file__).resolve().parents[2]

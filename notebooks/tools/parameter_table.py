@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
-import nbformat
-from helpers.runs.parameters import PARAMETERS
+from helpers.runs.parameters import PARAMETERS, defaults
 from results import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,13 +39,6 @@ for the place of a column; give them such a name by `-r LABEL_FIELD 0`, in a fil
 with a tiny teacher of as many layers, not at full size: their steps and learning rates are a start.
 
 """
-
-
-def defaults(path: Path) -> dict[str, object]:
-    """The parameters of a notebook and their values, from the cell that is tagged so."""
-    cells = nbformat.read(path, as_version=4).cells
-    (source,) = (c.source for c in cells if "parameters" in c.metadata.get("tags", []))
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
 
 
 def by_notebook() -> dict[str, dict[str, object]]:

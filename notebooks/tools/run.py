@@ -26,6 +26,7 @@ import setup_cell
 import stale
 import tiny
 from helpers.catalyst_today.provenance import git
+from helpers.runs.student import show_heading
 from sources import Repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,12 +47,6 @@ class Shown(NotebookClient):
         if msg["msg_type"] == "stream":
             print(msg["content"]["text"], end="", flush=True)
         return super().process_message(msg, cell, cell_index)
-
-
-def show_heading(cell, cell_index):
-    for line in cell.source.splitlines() if cell.cell_type == "markdown" else ():
-        if line.startswith("## "):
-            print(f"\n  {line[3:]}", flush=True)
 
 
 def let_interrupts_through(notebook):
