@@ -169,7 +169,8 @@ def test_a_student_from_a_file_of_ones_own(own):
     assert folder.parent.name == "03_runner"
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
     assert len(guesses) == 5
-    assert all(guess["sequence"].startswith("the ") for guess in guesses)
+    sequences = [guess["sequence"] for guess in guesses]
+    assert all(s.startswith("the") and s.endswith(" is red") for s in sequences), sequences
     (copy,) = folder.parent.glob("run-*.ipynb")
     again = finish(start(own))
     assert "03_runner has already run with these values." in again
