@@ -37,7 +37,7 @@ def check_00(record):
     assert len(record["losses"]) == 60
     assert record["losses"][-1] < 0.7 * record["losses"][0]
     assert record["kl_after"] < 0.7 * record["kl_before"]
-    assert record["parameters_million"]["student after"] < record["parameters_million"]["teacher"]
+    assert record["parameters_million"]["distilled"] < record["parameters_million"]["teacher"]
 
 
 def check_01(record):
