@@ -154,10 +154,10 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     corpus = tmp_path / "corpus.csv"
     corpus.write_text("text\none\ntwo\n")
     values = {**parameters, "CORPUS": str(corpus)}
-    before = experiment._teacher_values(values, trained=True, engine=None)
+    before = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     record = records.write_record(values, "03_runner", {}, {})
     corpus.write_text("text\none\nthree\n")
-    edited = experiment._teacher_values(values, trained=True, engine=None)
+    edited = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     assert edited != before
     records.write_record(values, "03_runner", {}, {})
     assert len(list(record.parent.glob("metrics-*.json"))) == 2
@@ -165,10 +165,10 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     folder = tmp_path / "teacher"
     shutil.copytree(parameters["TEACHER"], folder)
     values["TEACHER"] = str(folder)
-    before = experiment._teacher_values(values, trained=True, engine=None)
+    before = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     config = folder / "config.json"
     config.write_text(config.read_text().replace("0.1", "0.2"))
-    assert experiment._teacher_values(values, trained=True, engine=None) != before
+    assert experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD) != before
 
 
 @pytest.mark.parametrize(
