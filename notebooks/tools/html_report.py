@@ -1,7 +1,4 @@
-"""The report of `make tutorial`: every notebook that it has run, as pages that need no network.
-
-`make pages` makes the same pages of the committed notebooks.
-"""
+"""The report of `make tutorial`: every notebook that it has run, as pages that need no network."""
 
 from __future__ import annotations
 
@@ -315,7 +312,3 @@ def write(paths: list[Path], target: Path) -> Path:
         shutil.rmtree(target)
     beside.rename(target)
     return target / front.name
-
-
-if __name__ == "__main__":
-    print(write(sorted(NOTEBOOKS.glob(NUMBERED)), ROOT / "artifacts" / "pages"))
