@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import datasets
 import numpy as np
@@ -13,13 +14,14 @@ from catalyst.core.callback import Callback
 from catalyst.core.logger import ILogger
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.callbacks import ConfusionCallback, KLDivLossCallback, LabelLossCallback, MSELossCallback, weighted_sum
+from helpers.callbacks import TASK_LOSSES, ConfusionCallback, KLDivLossCallback, LabelLossCallback, weighted_sum
 from helpers.catalyst_today.engine import Engine
 from helpers.catalyst_today.history import History, SilentLogger
 from helpers.data import lengths, row_loader
-from helpers.models import quiet_transformers
+from helpers.models import load_checked, read_config
+from helpers.models.minilm_l3 import load_minilm_l3
 from helpers.runner import ClassifierRunner
 from helpers.training import fit
 
@@ -32,15 +34,15 @@ def _named(config, labels: Sequence[str]) -> None:
 
 
 def classifier_of(model: PreTrainedModel, labels: Sequence[str], seed: int) -> PreTrainedModel:
-    """Put a new classification head on the encoder of a masked-LM model.
+    """Put a new classification head on the encoder of a masked-LM model, or on an encoder by itself.
 
     Args:
-        model: a BERT or DistilBERT; it is left as it is.
+        model: of `models.FAMILIES`; it is left as it is.
         labels: the names of the classes, in the order of their numbers.
         seed: of the head's random weights.
 
     Returns:
-        A BertForSequenceClassification or DistilBertForSequenceClassification in eval mode, sharing no memory.
+        The sequence classifier of its kind in eval mode, sharing no memory.
     """
     config = copy.deepcopy(model.config)
     _named(config, labels)
@@ -53,31 +55,32 @@ def classifier_of(model: PreTrainedModel, labels: Sequence[str], seed: int) -> P
     return classifier.eval()
 
 
-def load_baseline(name_or_path: str, labels: Sequence[str], seed: int):
+def load_baseline(name_or_path: str, labels: Sequence[str], seed: int, max_length: int | None = None):
     """A classifier on any encoder that `transformers` loads, and its own tokenizer.
 
     Args:
-        name_or_path: a name on the Hugging Face hub, or a local folder.
+        name_or_path: ``"minilm-l3"`` (the packaged paraphrase-MiniLM-L3-v2, its sha256 checked), a name on the Hugging
+            Face hub, or a local folder.
         labels: the names of the classes.
         seed: of the head's random weights.
+        max_length: how many tokens the model has to take.
 
     Raises:
-        FileNotFoundError: there is no such model, or the hub cannot be reached.
+        FileNotFoundError, ImportError, ValueError: what `load_minilm_l3`, or `models.read_config` and
+            `models.load_checked`, find.
     """
+    if name_or_path == "minilm-l3":
+        encoder, tokenizer = load_minilm_l3(max_length)
+        return classifier_of(encoder, labels, seed), tokenizer
+    what = f"BASELINE {str(name_or_path)!r}"
+    config = read_config(name_or_path, what)
+    _named(config, labels)
     torch.manual_seed(seed)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            classifier = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, num_labels=len(labels), ignore_mismatched_sizes=True, dtype=torch.float32
-            )
-    except OSError as error:
-        raise FileNotFoundError(
-            f"BASELINE {str(name_or_path)!r} is no folder with a model and a tokenizer, and the hub gives no such "
-            "model or cannot be reached. Leave BASELINE = None to go without."
-        ) from error
-    _named(classifier.config, labels)
-    return classifier.eval(), tokenizer
+    options = {"max_length": max_length, "ignore_mismatched_sizes": True}  # of a head with other classes
+    kind = AutoModelForSequenceClassification
+    classifier, tokenizer, _ = load_checked(kind, name_or_path, config, what, **options)
+    classifier.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's does not say it
+    return classifier, tokenizer
 
 
 def train_classifier(
@@ -124,11 +127,8 @@ def task_measures(
     loss_weights: dict[str, float], classes: int, temperature: float, class_weights: Tensor | None
 ) -> dict[str, Callback]:
     """The losses that have a weight, their sum as ``loss``, and accuracy and macro F1. See `train_classifier`."""
-    losses = {
-        "labels": LabelLossCallback(class_weights=class_weights),
-        "kl": KLDivLossCallback(temperature=temperature),
-        "mse": MSELossCallback(),
-    }
+    losses = {name: make() for name, make in TASK_LOSSES.items()} | {"kl": KLDivLossCallback(temperature=temperature)}
+    losses["labels"] = LabelLossCallback(class_weights=class_weights)
     return {**weighted_sum(loss_weights, losses), "confusion": ConfusionCallback(classes)}
 
 
@@ -158,7 +158,7 @@ class Contender:
 
     Attributes:
         tokenizer: the classifiers' own.
-        searched: from each learning rate to its validation accuracy, with the first seed.
+        searched: from each learning rate to its validation accuracy, the mean over the seeds that it was tried with.
         learning_rate: the one chosen.
         classifiers: on the CPU in eval mode, one a seed.
         histories: of their training, one a seed.
@@ -177,8 +177,9 @@ def search_and_train(
     train: Callable[[PreTrainedModel, float, int], History],
     learning_rates: Sequence[float],
     seeds: Sequence[int],
+    search_seeds: int = 1,
 ) -> Contender:
-    """Train with each learning rate and the first seed; with the one that validates best, train with all seeds.
+    """Train with each learning rate and the first seeds; with the one that validates best, train with all seeds.
 
     Args:
         tokenizer: the classifiers'.
@@ -186,16 +187,20 @@ def search_and_train(
         train: trains a classifier in place, given the learning rate and the seed.
         learning_rates: to try; of equally good ones the first is taken.
         seeds: one classifier for each.
+        search_seeds: how many of them each rate is tried with; the mean of their last validations decides.
     """
-    found, best = Contender(tokenizer), None
+
+    def trained(rate: float, seed: int) -> tuple[PreTrainedModel, History]:
+        classifier = make(seed)
+        return classifier, train(classifier, rate, seed)
+
+    found, best = Contender(tokenizer), []
     for rate in learning_rates:
-        classifier = make(seeds[0])
-        history = train(classifier, rate, seeds[0])
-        found.searched[rate] = history.validations[-1]["accuracy"]
-        if best is None or found.searched[rate] > found.searched[found.learning_rate]:
-            found.learning_rate, best = rate, (classifier, history)
-    found.classifiers, found.histories = [best[0]], [best[1]]
-    for seed in seeds[1:]:
-        found.classifiers.append(classifier := make(seed))
-        found.histories.append(train(classifier, found.learning_rate, seed))
+        runs = [trained(rate, seed) for seed in seeds[:search_seeds]]
+        found.searched[rate] = fmean(history.validations[-1]["accuracy"] for _, history in runs)
+        if not best or found.searched[rate] > found.searched[found.learning_rate]:
+            found.learning_rate, best = rate, runs
+    best += [trained(found.learning_rate, seed) for seed in seeds[search_seeds:]]
+    found.classifiers = [classifier for classifier, _ in best]
+    found.histories = [history for _, history in best]
     return found

@@ -27,7 +27,7 @@ def masked_lm_scores(
     Scores are over all of them, as is usual; ``accuracy_at_mask`` is over those that [MASK] hides.
 
     Args:
-        models: BERTs or DistilBERTs with their heads, by name, on the CPU; they come back there, in eval mode.
+        models: masked-LM models, by name, on the CPU; they come back there, in eval mode.
         teacher: the model that they are compared with; it may be among them.
         loader: dict batches with fixed masks, as `masked_lm_loaders` gives for validation.
         engine: where and in which precision to compute.
@@ -76,6 +76,22 @@ def masked_lm_scores(
     return scores
 
 
+@torch.no_grad()
+def masked_lm_correct(model: PreTrainedModel, loader: DataLoader, engine: Accelerator) -> np.ndarray:
+    """Whether a masked-LM model's most probable token is the right one: (tokens,) bool, in the loader's order.
+
+    Its mean is the ``masked_accuracy`` of `masked_lm_scores`.
+    """
+    wrapped, right = MaskedPositionLM(model).to(engine.device).eval(), []
+    for batch in loader:
+        batch = {key: value.to(engine.device) for key, value in batch.items()}
+        with engine.autocast():
+            logits, _ = wrapped(**batch)
+        right.append((logits.argmax(-1) == masked_targets(batch)).cpu().numpy())
+    wrapped.cpu()
+    return np.concatenate(right)
+
+
 def top5_overlap(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     """Share of the teacher's five most probable tokens among the model's: (masked, vocabulary) twice to (masked,)."""
     five, teacher_five = logits.topk(5).indices, teacher_logits.topk(5).indices
@@ -100,7 +116,8 @@ def bootstrap_accuracies(
     """Mean accuracies under resampling of texts and seeds (Efron and Tibshirani 1993, chapters 6 and 13).
 
     In each resample the texts are drawn with replacement, the same for all names, so that differences between names are
-    paired; the seeds of each name are drawn with replacement by themselves.
+    paired. The seeds of each name are drawn with replacement by themselves, n - 1 of n: so the variance of their mean
+    is that of the n - 1 formula (Rao and Wu 1988). One seed alone is always drawn.
 
     Args:
         correct: for each name, (seeds, texts) bool: whether the run of that seed had that text right.
@@ -124,10 +141,10 @@ def bootstrap_accuracies(
         now = slice(start, min(start + at_once, resamples))
         counts = generator.multinomial(texts, np.full(texts, 1 / texts), size=now.stop - now.start)
         for name, right in correct.items():
-            seeds = len(right)
-            drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(counts))
+            seeds, draws = len(right), max(1, len(right) - 1)
+            drawn = generator.multinomial(draws, np.full(seeds, 1 / seeds), size=len(counts))
             of_each_seed = counts @ np.asarray(right, dtype=float).T / texts
-            means[name][now] = (drawn * of_each_seed).sum(axis=1) / seeds
+            means[name][now] = (drawn * of_each_seed).sum(axis=1) / draws
     return means
 
 

@@ -113,7 +113,11 @@ def contender_colors(names: Iterable[str]) -> dict[str, str]:
 
 
 def seed_curves(
-    runs: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]], title: str, ax: Axes, alpha: float
+    runs: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    title: str,
+    ax: Axes,
+    alpha: float,
+    colors: dict[str, str] | None = None,
 ) -> Axes:
     """Draw a line a name through the mean over its seeds of their EMAs, a band from the least to the greatest of them.
 
@@ -123,8 +127,11 @@ def seed_curves(
         title: what they are, with their unit.
         ax: where to draw.
         alpha: see `ema`.
+        colors: of each name, where several pictures share them; by default `contender_colors` of these names.
     """
-    for name, color in contender_colors(runs).items():
+    colors = colors or contender_colors(runs)
+    for name in runs:
+        color = colors[name]
         steps = runs[name][0][0]
         smooth = [ema(values, alpha) for _, values in runs[name]]
         for _, values in runs[name]:
@@ -227,7 +234,7 @@ def masked_row(original: Sequence[str], read: Sequence[str], picked: Sequence[bo
     for i, (was, token) in enumerate(zip(original, read, strict=True)):
         x, y, color = 1.5 * (i % 10), -1.9 * (i // 10), NEUTRAL
         if picked[i]:
-            color = TEACHER if token == mask else STUDENT if token == was else "#7b4ab0"
+            color = NEUTRAL if token == mask else "#3d7a4a" if token == was else "#7b4ab0"
             was = was if any(map(str.isalnum, was)) else f"“{was}”"  # or a full stop would be a speck
             ax.text(x + 0.7, y + 0.95, was, ha="center", va="center", color=color, weight="bold")
         box(ax, x, y, 1.4, 0.65, token, color, filled=picked[i])

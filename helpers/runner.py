@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from catalyst import dl
+from transformers import PreTrainedModel
+
+from helpers.models import MaskedPositionLM, Projection
 
 
 class MaskedLMRunner(dl.Runner):
@@ -18,11 +21,25 @@ class MaskedLMRunner(dl.Runner):
         self.batch = {**batch, "s_logits": logits, "s_hidden_states": hidden_states}
 
 
+def distillation_models(
+    teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float], seed: int
+) -> dict[str, torch.nn.Module]:
+    """What `DistilMLMRunner` takes: both models and, where the hidden loss needs one, a projection that `seed` starts.
+
+    The projection is an entry of its own: it is trained along with the student and not saved with it.
+    """
+    models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
+    widths = student.config.hidden_size, teacher.config.hidden_size
+    if loss_weights.get("hidden", 0) > 0 and widths[0] != widths[1]:
+        models["projection"] = Projection(*widths, seed)
+    return models
+
+
 class DistilMLMRunner(dl.Runner):
     """Run teacher and student on a batch and leave what they give in ``self.batch``, for the callbacks.
 
-    The model is a dict, ``{"teacher": MaskedPositionLM, "student": MaskedPositionLM}``: Catalyst prepares each for
-    itself, so that the student, and it alone, gets its gradients synchronised when there are several processes. The
+    The model is a dict, as `distillation_models` makes it: Catalyst prepares each for
+    itself, so that what is trained, and it alone, gets its gradients synchronised when there are several processes. The
     teacher is frozen and in eval mode, without dropout, whatever Catalyst does to it.
     """
 

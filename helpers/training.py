@@ -15,7 +15,7 @@ from catalyst.core.logger import ILogger
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from helpers.callbacks import LOSSES, KLDivLossCallback, PerplexityCallback, weighted_sum
+from helpers.callbacks import LOSSES, KLDivLossCallback, LayerLossCallback, PerplexityCallback, weighted_sum
 from helpers.catalyst_today.checkpoints import CheckpointCallback, ResumeCallback
 from helpers.catalyst_today.engine import Engine
 from helpers.catalyst_today.history import (
@@ -32,9 +32,10 @@ from helpers.catalyst_today.steps import (
     FiniteLossCallback,
     GradientClippingCallback,
     StepSchedulerCallback,
+    weights_to_train,
 )
 from helpers.models import MaskedPositionLM, head_is_untrained, weights_sha256
-from helpers.runner import DistilMLMRunner, MaskedLMRunner
+from helpers.runner import DistilMLMRunner, MaskedLMRunner, distillation_models
 
 Trainable = PreTrainedModel | MaskedPositionLM
 """What `fit` trains: it has a config, and `save_pretrained`."""
@@ -42,14 +43,22 @@ SEED_STRIDE = 10_000
 """Catalyst seeds each epoch with the run's seed plus the epoch's number: without a stride, neighbours share masks."""
 
 
+def run_seed(seed: int) -> int:
+    """The seed that Catalyst is given: `SEED_STRIDE` times `seed`, or a hash of a seed for which numpy has no room."""
+    room = 2**32 - SEED_STRIDE  # numpy takes 32 bits; the epoch's number is added
+    if SEED_STRIDE * seed <= room:
+        return SEED_STRIDE * seed
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) % room
+
+
 def warmup_steps(steps: int) -> int:
     """6 % of a run's steps."""
     return round(0.06 * steps)
 
 
-def optimization(model: torch.nn.Module, learning_rate: float, steps: int):
+def optimization(model: Trainable | dict[str, torch.nn.Module], learning_rate: float, steps: int):
     """AdamW with weight decay 0.01, and a linear schedule: up through `warmup_steps`, then down to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(weights_to_train(model), lr=learning_rate, weight_decay=0.01, fused=True)
     return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps(steps), steps)
 
 
@@ -65,7 +74,7 @@ def run_callbacks(
 
     Args:
         measures, name, keep, logdir: see `fit`.
-        settings: what tells the run from others, as `run_settings` gives it; None without a logdir.
+        settings: what tells the run from others, as `run_settings` gives it; None will do without a logdir.
     """
     callbacks = {
         "fast": FastTrainingCallback(),
@@ -112,7 +121,7 @@ def _rows_sha256(rows: Sequence[Mapping]) -> str:
 
 def fit(
     runner: dl.Runner,
-    model: Trainable | dict[str, Trainable],
+    model: Trainable | dict[str, torch.nn.Module],
     measures: Mapping[str, dl.Callback],
     loaders: dict[str, DataLoader],
     *,
@@ -135,11 +144,11 @@ def fit(
 
     A run that does not come to its end, by an error or an interrupt, leaves the weights as they were before: called
     again, it goes on from the logdir's state, or from the beginning where there is none. A model that a run has
-    trained to its end is another one; to call that run again with its logdir, make the model anew.
+    trained to its end is another one; to call that run again with its logdir, make the model anew. All end on the CPU.
 
     Args:
         runner: its `handle_batch` runs the model on a batch.
-        model: the model to train; or a dict of models, of which ``"student"`` is to_train. All end on the CPU.
+        model: the model to train; or a dict of models: all but ``"teacher"`` are trained, ``"student"`` is saved.
         measures: callbacks by name, one of which leaves the sum of the losses as ``loss`` (see `weighted_sum`).
         loaders: dict batches under ``"train"`` and ``"valid"``. The dataset of ``"train"`` has a length, and its rows
             are dicts of numbers or of lists of numbers.
@@ -170,13 +179,13 @@ def fit(
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: the training loader is gone through once at least.")
     models = model if isinstance(model, dict) else {"student": model}
-    to_train = models["student"]
-    optimizer, scheduler = optimization(to_train, learning_rate, epochs * len(loaders["train"]))
+    student = models["student"]
+    optimizer, scheduler = optimization(models, learning_rate, epochs * len(loaders["train"]))
+    settings = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "keep": keep, **(settings or {})}
     if logdir is not None:
-        own = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "keep": keep, **(settings or {})}
-        settings = run_settings(loaders, **own, model=weights_sha256(to_train))
+        settings = run_settings(loaders, **settings, model=weights_sha256(student))
     listed = run_callbacks(measures, name=name, keep=keep, logdir=logdir, settings=settings)
-    before = copy.deepcopy(to_train.state_dict())
+    before = copy.deepcopy(student.state_dict())
     try:
         runner.train(
             engine=engine,
@@ -187,8 +196,9 @@ def fit(
             callbacks={**listed, **{f"further {number}": further for number, further in enumerate(callbacks, 1)}},
             loggers=run_loggers(logdir) | dict(loggers or {}),
             logdir=None if logdir is None else str(logdir),
+            hparams=settings,
             num_epochs=epochs,
-            seed=SEED_STRIDE * seed,
+            seed=run_seed(seed),
             valid_loader="valid",
             valid_metric="loss",
             minimize_valid_metric=True,
@@ -196,7 +206,7 @@ def fit(
     except BaseException:
         has_ended = runner.need_early_stop or len(listed["history"].validations) == epochs
         if not has_ended:  # what fails after the last step costs no training
-            to_train.load_state_dict(before)
+            student.load_state_dict(before)
         raise
     finally:
         engine.free_memory()
@@ -204,8 +214,8 @@ def fit(
             for forward in ("forward", "_original_forward"):  # with autocast: accelerate has put it before the class's
                 vars(each).pop(forward, None)
             each.cpu()
-        to_train.zero_grad()  # of a step that was not made
-        to_train.eval()
+        student.zero_grad()  # of a step that was not made
+        student.eval()
     return History(listed["history"].steps, listed["history"].validations, listed["checkpoints"].kept)
 
 
@@ -221,7 +231,7 @@ def train_masked_lm(
     """Train all of a masked-LM model in place, without a teacher.
 
     Args:
-        model: a BERT or DistilBERT with its masked-LM head.
+        model: a masked-LM model of `models.FAMILIES`.
         loaders, name, options: see `fit`.
 
     Returns:
@@ -231,25 +241,17 @@ def train_masked_lm(
     return fit(MaskedLMRunner(), MaskedPositionLM(model), measures, loaders, name=name, **options)
 
 
-def check_pair(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
-    """Raise a ValueError where these losses cannot be taken between this teacher and this student."""
-    used = {name for name, weight in loss_weights.items() if weight > 0}
+def check_shapes(teacher: PreTrainedModel, student: PreTrainedModel, loss_weights: dict[str, float]) -> None:
+    """Raise a ValueError where these losses cannot be taken between models of these shapes."""
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
         raise ValueError(
             f"the student's vocabulary has {ours.vocab_size:,} tokens, the teacher's {theirs.vocab_size:,}: "
             "they have to share one. Extract the student from this teacher (models.extract_student)."
         )
-    if "cosine" in used and ours.hidden_size != theirs.hidden_size:
-        raise ValueError(
-            f"the student's hidden states have {ours.hidden_size} numbers, the teacher's {theirs.hidden_size}: "
-            "the cosine loss compares vectors of one size. Leave it out of LOSS_WEIGHTS."
-        )
-    if used & {"kl", "mse"} and head_is_untrained(teacher):
-        raise ValueError(
-            "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "
-            "experiment.ensure_teacher, which trains one, or leave kl and mse out of LOSS_WEIGHTS."
-        )
+    for name, weight in loss_weights.items():
+        if weight > 0 and isinstance(loss := LOSSES[name](), LayerLossCallback):
+            loss.check(ours, theirs)
 
 
 def distill(
@@ -277,14 +279,22 @@ def distill(
         The history: ``loss``, each loss that has a weight, and ``perplexity``.
 
     Raises:
-        ValueError: the losses, or teacher and student, do not fit (see `weighted_sum` and `check_pair`).
+        ValueError: the losses, or teacher and student, do not fit (see `weighted_sum` and `check_shapes`), or the
+            teacher's head is untrained and a loss needs its logits.
     """
     measures = masked_lm_measures(loss_weights, temperature)
-    check_pair(teacher, student, loss_weights)
-    settings = {"loss_weights": loss_weights, "temperature": temperature, "teacher": weights_sha256(teacher)}
+    check_shapes(teacher, student, loss_weights)
+    if loss_weights.get("kl", 0) + loss_weights.get("mse", 0) > 0 and head_is_untrained(teacher):
+        raise ValueError(
+            "the teacher has no trained masked-LM head, so its logits teach nothing. Take it from "
+            "experiment.ensure_teacher, which trains one, or leave kl and mse out of LOSS_WEIGHTS."
+        )
+    settings = {"loss_weights": loss_weights, "temperature": temperature}
     settings |= {"layers": getattr(student.config, "teacher_layers", None)}
+    if options.get("logdir") is not None:  # a hash of all its weights takes a second
+        settings["teacher"] = weights_sha256(teacher)
     options |= {"name": name, "settings": settings | (options.get("settings") or {})}
     if {loss for loss, weight in loss_weights.items() if weight > 0} == {"mlm"}:
         return fit(MaskedLMRunner(), MaskedPositionLM(student), measures, loaders, **options)
-    models = {"teacher": MaskedPositionLM(teacher), "student": MaskedPositionLM(student)}
+    models = distillation_models(teacher, student, loss_weights, options["seed"])
     return fit(DistilMLMRunner(), models, measures, loaders, **options)

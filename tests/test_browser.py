@@ -1,4 +1,4 @@
-"""JupyterLab and the report of `make tutorial`, in headless Chromium: `make test-browser`."""
+"""JupyterLab, the report of `make tutorial` and the page of `make demo`, in headless Chromium: `make test-browser`."""
 
 import json
 import os
@@ -10,14 +10,24 @@ import sys
 import time
 import urllib.request
 from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import nbformat
 import pytest
+import torch
 
 from conftest import ROOT
+from helpers import compression
+from helpers.catalyst_today.saving import save_folder
+from helpers.classification import classifier_of
+from helpers.models import extract_student
+from helpers.runs import answer
 
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import demo
 import html_report
 import run
 
@@ -224,3 +234,58 @@ LOOK = """() => {
     };
 }"""
 """What a page shows: its pictures and those not loaded, elements that hide a part of their text, the width, links."""
+
+
+TYPED = ["Das ist ein Satz.", "Это русская фраза.", "A film that nobody will forget.", "zzz"]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def served_demo(tiny, tmp_path):
+    """(address of the page, the folder of its student), a tiny one that gives `TYPED` different classes of three."""
+    teacher, tokenizer = tiny
+    folder, site = tmp_path / "student", tmp_path / "demo"
+    classifier = classifier_of(extract_student(teacher, [0, 3]), ["english", "german", "russian"], seed=0)
+    with torch.no_grad():
+        classifier.classifier.weight *= 30  # or all classes would be as likely
+        inputs = tokenizer(TYPED, padding=True, return_tensors="pt")
+        logits = classifier(inputs["input_ids"], inputs["attention_mask"]).logits
+        classifier.classifier.bias -= logits.mean(0)  # or the same would win each time
+    save_folder(folder, classifier, tokenizer)
+    compression.export_onnx(classifier, folder / "onnx" / "model.onnx")
+    compression.quantize(folder / "onnx" / "model.onnx", folder / "onnx" / "model_quantized.onnx")
+    demo.lay(folder, site)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", folder
+    server.shutdown()
+
+
+def test_the_demo_answers_in_the_page_as_python_does_and_asks_no_other_machine(page, served_demo):
+    address, folder = served_demo
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.locator("#time", has_text="Ready.").wait_for(timeout=2 * MINUTES)
+    classify, said = answer.Classifier(folder), {}
+    for text in TYPED:
+        page.locator("#text").fill("")
+        page.locator("#text").press_sequentially(text)
+        page.wait_for_function("text => document.getElementById('answer').dataset.text === text", arg=text)
+        found = page.evaluate("({...document.getElementById('answer').dataset})")
+        label, probability = classify(text)
+        assert found["label"] == page.locator("#answer .row").first.locator("span").first.inner_text() == label
+        assert float(found["score"]) == pytest.approx(probability, abs=0.02)
+        assert 0 < float(found["milliseconds"]) < 1000
+        said[text] = (label, round(probability, 3), f"{float(found['milliseconds']):.1f} ms")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "demo.png")
+    assert len({label for label, *_ in said.values()}) > 1
+    assert errors == []
+    assert all(url.startswith(address) for url in asked), asked
+    print(said, f"{len(asked)} requests, all to this machine")

@@ -177,7 +177,7 @@ def test_a_baseline_has_its_own_vocabulary(tiny, languages, engine, tmp_path):
 
 def test_a_baseline_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match=r"BASELINE .*nowhere.*BASELINE = None"):
+    with pytest.raises(FileNotFoundError, match=r"BASELINE .*nowhere.*BASELINE = 'minilm-l3'"):
         classification.load_baseline(str(tmp_path / "nowhere"), LABELS, 0)
 
 
@@ -200,6 +200,24 @@ def test_the_search_takes_the_rate_that_validates_best_and_the_first_seeds_run_i
     assert found.learning_rate == 0.2
     assert [classifier["seed"] for classifier in found.classifiers] == [4, 5, 6]
     assert len(found.histories) == 3
+
+
+def test_the_search_may_take_the_mean_over_several_seeds():
+    runs, accuracy = [], {(0.1, 4): 0.9, (0.1, 5): 0.5, (0.2, 4): 0.8, (0.2, 5): 0.7, (0.2, 6): 0.1}
+
+    def train(classifier, rate, seed):
+        runs.append((rate, seed))
+        history = History([], [], {})
+        history.validations = [{"accuracy": accuracy[rate, seed]}]
+        return history
+
+    found = classification.search_and_train(None, lambda seed: seed, train, [0.1, 0.2], [4, 5, 6], 2)
+    assert runs == [(0.1, 4), (0.1, 5), (0.2, 4), (0.2, 5), (0.2, 6)]
+    assert found.searched == pytest.approx({0.1: 0.7, 0.2: 0.75})
+    assert (found.learning_rate, found.classifiers) == (0.2, [4, 5, 6])
+    assert [history.validations[0]["accuracy"] for history in found.histories] == [0.8, 0.7, 0.1]
+    whole = classification.search_and_train(None, lambda seed: seed, train, [0.2], [4, 5], 3)
+    assert whole.classifiers == [4, 5], "more seeds for the search than there are: all"
 
 
 def test_an_unknown_label_is_named_when_scoring():
@@ -235,10 +253,10 @@ def test_the_bootstrap_against_formulas():
     assert np.allclose(means["other"], 1 - means["a"])
     low, high = evaluation.interval(means["a"])
     assert (low, high) == pytest.approx(np.quantile(means["a"], [0.025, 0.975]))
-    # Three seeds that are all right or all wrong: the variance of the mean of three draws, p (1 - p) / 3.
+    # Three seeds that are all right or all wrong: the variance of their mean by the n - 1 formula.
     seeds = np.array([[True] * 50, [True] * 50, [False] * 50])
     of_seeds = evaluation.bootstrap_accuracies({"a": seeds, "b": seeds}, resamples=4000)
-    assert of_seeds["a"].std() == pytest.approx(np.sqrt(2 / 9 / 3), rel=0.05)
+    assert of_seeds["a"].std() == pytest.approx(np.std([1, 1, 0], ddof=1) / np.sqrt(3), rel=0.05)
     assert np.corrcoef(of_seeds["a"], of_seeds["b"])[0, 1] == pytest.approx(0, abs=0.05), "seeds are drawn by name"
     assert (evaluation.bootstrap_accuracies({"a": seeds, "b": seeds}, resamples=4000)["b"] == of_seeds["b"]).all()
 

@@ -56,11 +56,40 @@ def test_another_address_changes_cells_and_badges_and_makes_nothing_stale(tmp_pa
     assert Repository(tmp_path).cells(path)[0] == hashes
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "colab.research.google.com/github/us/ours/blob/main/notebooks/01_dataset_dicts.ipynb)" in readme
+    assert (
+        "kaggle.com/kernels/welcome?src=https://github.com/us/ours/blob/main/notebooks/01_dataset_dicts.ipynb)"
+        in readme
+    )
+    assert "![Open on Binder, which gives 2 GB]" in readme
+    assert "mybinder.org/v2/gh/us/ours/main?labpath=notebooks/01_dataset_dicts.ipynb)" in readme
     assert "/OWNER/" not in readme
 
     (tmp_path / "pyproject.toml").write_text(elsewhere, encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape("Colab opens notebooks from https://github.com/ alone")):
         setup_cell.write()
+
+
+def test_an_address_is_written_into_pyproject_if_badges_can_be_made_of_it(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(run.committed(["01"])[0], tmp_path / "notebooks")
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(setup_cell, "ROOT", tmp_path)
+    before = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")
+    for wrong in (
+        "https://github.com/us",
+        "https://github.com/us/ours.git",
+        "git@github.com:us/ours",
+        'https://github.com/us/"',
+    ):
+        with pytest.raises(ValueError, match=r"It has to be as https://github\.com/me/my-copy\."):
+            setup_cell.settle(wrong)
+    setup_cell.settle("https://github.com/else/where.else")
+    after = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")
+    old, new = before.splitlines(), after.splitlines()
+    assert [line for line in new if line not in old] == ['Repository = "https://github.com/else/where.else"']
+    assert len(new) == len(old)
+    assert setup_cell.repository() == "https://github.com/else/where.else"
 
 
 def run_cell(folder, *options):

@@ -81,8 +81,8 @@ def test_read_texts_sees_an_edited_file(tmp_path):
         (b"", ValueError, "the file is empty"),
         (b"id,body\n1,x\n", ValueError, r"no column 'text'. Its columns are \['id', 'body'\]"),
         (b"id;body;text2\n1;x;y\n", ValueError, r"Its columns are \['id', 'body', 'text2'\]"),
-        (b"id,text\n1,\n", ValueError, "no row of column 'text' holds any text"),
-        (b"id,text\n1,a,b,c\n", ValueError, "row 2 has 4 fields, the first row 2"),
+        (b"id,text\n1,\n", ValueError, "no row of column 'text' holds a text"),
+        (b"id,text\n1,a,b,c\n", ValueError, r"row 2 \(line 2\) has 4 fields, the first row 2"),
         (b"id,text\n1,a\n2,b,c\n", ValueError, "not readable as CSV"),
     ],
 )
@@ -132,7 +132,7 @@ def test_lentas_news_are_read_as_they_are_published(tmp_path, capsys, tiny):
 def test_bytes_that_stop_being_utf8_after_the_sample_are_named(tmp_path):
     path = tmp_path / "bad.csv"
     path.write_bytes(b"text\n" + b"plain words here\n" * 70_000 + "Ёлка\n".encode("cp1251"))
-    with pytest.raises(ValueError, match=r"bad\.csv: not readable as CSV in utf-8: line 70002 holds other bytes"):
+    with pytest.raises(ValueError, match=r"bad\.csv: not readable in utf-8: line 70002 holds other bytes"):
         data.read_texts(path)
 
 
@@ -156,7 +156,7 @@ def rows_of(dataset):
 
 def test_packing_keeps_every_token_once_and_in_order(tiny, sentences):
     _, tokenizer = tiny
-    tokens = masked._tokenize(sentences, tokenizer)
+    tokens = masked.token_ids(sentences, tokenizer)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     rows = rows_of(masked._blocks(tokens, tokenizer, 16, pack=True))
     assert all(row[0] == cls and row[-1] == sep and len(row) <= 16 for row in rows)
@@ -168,13 +168,13 @@ def test_packing_keeps_every_token_once_and_in_order(tiny, sentences):
 def test_texts_stay_apart_within_a_packed_row(tiny):
     _, tokenizer = tiny
     texts = datasets.Dataset.from_dict({"text": ["the cat", "the dog"]})
-    row = rows_of(masked._blocks(masked._tokenize(texts, tokenizer), tokenizer, 64, pack=True))[0]
+    row = rows_of(masked._blocks(masked.token_ids(texts, tokenizer), tokenizer, 64, pack=True))[0]
     assert tokenizer.decode(row) == "[CLS] the cat [SEP] the dog [SEP]"
 
 
 def test_without_packing_a_row_is_what_the_tokenizer_gives(tiny, sentences):
     _, tokenizer = tiny
-    rows = rows_of(masked._blocks(masked._tokenize(sentences, tokenizer), tokenizer, 12, pack=False))
+    rows = rows_of(masked._blocks(masked.token_ids(sentences, tokenizer), tokenizer, 12, pack=False))
     assert rows == tokenizer(sentences["text"][:], truncation=True, max_length=12)["input_ids"]
 
 
@@ -268,13 +268,13 @@ def test_steps_per_epoch(tiny, sentences):
 def test_tokens_are_cached_from_process_to_process(tmp_path, tiny_folder):
     path = write_csv(tmp_path / "a.csv", [f"the cat number {i}" for i in range(20)])
     texts = data.read_texts(path, "review")
-    first = masked._tokenize(texts, load_teacher(tiny_folder)[1])
+    first = masked.token_ids(texts, load_teacher(tiny_folder)[1])
     (file,) = {entry["filename"] for entry in first.cache_files}
     written = os.stat(file).st_mtime_ns
     code = (
         "from helpers import data; from helpers.data import masked; from helpers.models import load_teacher; "
         f"tokenizer = load_teacher({str(tiny_folder)!r})[1]; tokenizer(['the cat']); "
-        f"tokens = masked._tokenize(data.read_texts({str(path)!r}, 'review'), tokenizer); "
+        f"tokens = masked.token_ids(data.read_texts({str(path)!r}, 'review'), tokenizer); "
         "print(tokens.cache_files[0]['filename'])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from helpers import evaluation, models
+from helpers.data import token_counts
 from helpers.runs import experiment, records
 from helpers.runs.parameters import check_parameters
 
@@ -29,23 +30,26 @@ def test_check_parameters_returns_the_upper_case_names(parameters):
         ("TEMPERATURE", -1.0, "TEMPERATURE is -1.0; it has to be a number above 0."),
         ("TEMPERATURE", float("inf"), "TEMPERATURE is inf"),
         ("LAYERS", [], r"LAYERS is []"),
-        ("LAYERS", "3", "LAYERS is '3'"),
+        ("LAYERS", "three", "LAYERS is 'three'"),
         ("LAYERS", [0, True], "LAYERS is"),
         ("LOSS_WEIGHTS", {"kl": -1}, "LOSS_WEIGHTS is"),
         ("LOSS_WEIGHTS", {"kl": float("nan")}, "LOSS_WEIGHTS is"),
-        ("LOSS_WEIGHTS", {"kld": 1}, "names out of ['cosine', 'kl', 'mlm', 'mse']"),
+        ("LOSS_WEIGHTS", {"kld": 1}, "names out of ['attention', 'cosine', 'hidden', 'kl', 'mlm', 'mse', 'relation']"),
         ("LOSS_WEIGHTS", {"kl": 0, "mlm": 0}, "not all 0"),
         ("TEACHER", "", "TEACHER is ''"),
         ("SEED", -1, "SEED is -1"),
-        ("SEEDS", [], "SEEDS is []; it has to be a list of different whole numbers, each at least 0."),
+        ("SEEDS", [], "SEEDS is []; it has to be a list of different whole numbers, each at least 0"),
         ("SENTENCES", "a [MASK]", "SENTENCES is 'a [MASK]'; it has to be a list of sentences with one [MASK] each."),
         ("SENTENCES", ["no mask"], "SENTENCES is ['no mask']; it has to be a list of sentences with one [MASK] each."),
         ("SEEDS", [1, 1], "SEEDS is [1, 1]"),
-        ("SEEDS", "[0, 1]", "SEEDS is '[0, 1]'"),
+        ("SEEDS", "[0, 1", "SEEDS is '[0, 1'"),
         ("TEACHER_BATCH_SIZE", 0, "TEACHER_BATCH_SIZE is 0"),
-        ("LOSS_WEIGHTS", {"kl": "1"}, "LOSS_WEIGHTS is"),
+        ("LOSS_WEIGHTS", {"kl": "one"}, "LOSS_WEIGHTS is"),
         ("OUTPUT_DIR", "", "OUTPUT_DIR is ''"),
-        ("LABELLED_CORPUS", {"one": "a.csv"}, "a dict from two labels or more to CSV files"),
+        ("LABELLED_CORPUS", {"one": "a.csv"}, "or a dict from two labels or more to these"),
+        ("LABELLED_CORPUS", {"one": "a.csv", "two": []}, "or a dict from two labels or more to these"),
+        ("CORPUS", [], "CORPUS is []; it has to be 'bundled', a file, a folder, a pattern, hub:OWNER/NAME"),
+        ("CORPUS", ["a.csv", 3], "or a list of these"),
         ("LABELLED_TEXT_FIELD", -1, "its number, counted from 0"),
         ("LABEL_FIELD", None, "LABEL_FIELD is None"),
         ("PART_SIZES", {"train": 10, "valid": 5}, "a dict from 'train', 'valid' and 'test'"),
@@ -81,6 +85,11 @@ def test_check_parameters_names_every_fault():
 @pytest.mark.parametrize(("steps", "shared"), [(320, (4, 80)), (3, (3, 1)), (1, (1, 1)), (10, (4, 2))])
 def test_split_steps(steps, shared):
     assert experiment.split_steps(steps) == shared
+
+
+def test_a_path_below_the_root_is_given_from_there(tmp_path):
+    assert str(records.below_root(records.from_root("artifacts") / "a" / "b")) == "artifacts/a/b"
+    assert records.below_root(tmp_path / "a") == tmp_path / "a"
 
 
 def test_records_of_other_parameters_stay(parameters):
@@ -145,10 +154,10 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     corpus = tmp_path / "corpus.csv"
     corpus.write_text("text\none\ntwo\n")
     values = {**parameters, "CORPUS": str(corpus)}
-    before = experiment._teacher_values(values, trained=True, engine=None)
+    before = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     record = records.write_record(values, "03_runner", {}, {})
     corpus.write_text("text\none\nthree\n")
-    edited = experiment._teacher_values(values, trained=True, engine=None)
+    edited = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     assert edited != before
     records.write_record(values, "03_runner", {}, {})
     assert len(list(record.parent.glob("metrics-*.json"))) == 2
@@ -156,15 +165,15 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     folder = tmp_path / "teacher"
     shutil.copytree(parameters["TEACHER"], folder)
     values["TEACHER"] = str(folder)
-    before = experiment._teacher_values(values, trained=True, engine=None)
+    before = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     config = folder / "config.json"
     config.write_text(config.read_text().replace("0.1", "0.2"))
-    assert experiment._teacher_values(values, trained=True, engine=None) != before
+    assert experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD) != before
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("MAX_LENGTH", 65, "the teacher takes 64 tokens at most"), ("LAYERS", [0, 9], "layers 0 to 3, so not")],
+    [("MAX_LENGTH", 65, "TEACHER .* takes 64 tokens at most"), ("LAYERS", [0, 9], "layers 0 to 3, so not")],
 )
 def test_what_the_teacher_cannot_do_is_said_before_it_is_trained(parameters, monkeypatch, name, value, message):
     monkeypatch.setattr(experiment, "train_masked_lm", lambda *args, **kwargs: pytest.fail("trained"))
@@ -222,3 +231,21 @@ def test_relative_paths_are_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert records.from_root("artifacts") == records.ROOT / "artifacts"
     assert records.from_root(tmp_path / "x") == tmp_path / "x"
+
+
+def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its_name(parameters, engine, sentences):
+    first = experiment.ensure_teacher(parameters, engine)
+    recipe = experiment.HeadRecipe(learning_rate=2e-3, token_frequencies=True)
+    other = experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine, recipe)
+    assert "head" not in experiment._teacher_values(parameters, True, engine, experiment.HeadRecipe())
+    assert other.recipe == recipe
+    assert first.recipe == experiment.HEAD
+    names = {teacher.folder.name for teacher in (first, other)}
+    assert len(names | {experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine).folder.name}) == 3
+    again = experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine, recipe)
+    assert again.found
+    assert again.recipe == recipe
+    counts = torch.from_numpy(token_counts(sentences, other.tokenizer)).double() + 1
+    started = (counts / counts.sum()).log()
+    bias = other.model.get_output_embeddings().bias.double()
+    assert (bias - started).abs().max() < 0.01, "one step of Adam moves it by its learning rate"

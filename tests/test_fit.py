@@ -1,8 +1,10 @@
 """The one training run: against a plain loop, stopped and gone on with, and what it leaves behind."""
 
+import math
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 
 import pytest
@@ -44,6 +46,38 @@ def loaders(tiny, sentences):
 @pytest.fixture
 def rows(tiny):
     return data.encode(data.read_labelled(tiny_teacher.SENTENCES, "text", "language"), tiny[1], 32)
+
+
+def teacher_warnings(teacher, loaders, engine, **weights):
+    """What is said of the teacher in a distillation of two validations."""
+    student = models.extract_student(teacher, [0, 3])
+    options = {"epochs": 2, "learning_rate": 1e-3, "seed": 0, "engine": engine, "temperature": 2.0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training.distill(teacher, student, loaders, loss_weights=weights, **options)
+    return [str(each.message) for each in caught if "the teacher's perplexity" in str(each.message)]
+
+
+def test_a_teacher_that_knows_nothing_is_said_once(tiny, loaders, engine):
+    teacher, tokenizer = tiny
+    counts, nats, tokens = torch.ones(len(tokenizer)), 0.0, 0
+    with torch.no_grad():
+        for batch in loaders["valid"]:
+            logits = teacher(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            nats += F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum").item()
+            picked = batch["labels"][batch["labels"] != -100]
+            counts.index_add_(0, picked, torch.ones(len(picked)))
+            tokens += len(picked)
+    expected = math.exp(nats / tokens)
+    assert expected > len(tokenizer), "these weights are random"
+    (said,) = teacher_warnings(teacher, loaders, engine, kl=0.5, mlm=0.5)
+    assert f"is {expected:,.0f}, above the {len(tokenizer)} tokens of its vocabulary." in said
+    assert len(teacher_warnings(teacher, loaders, engine, kl=1.0)) == 1, "without the masked-LM loss, too"
+    assert not teacher_warnings(teacher, loaders, engine, mlm=1.0), "it is not run"
+    with torch.no_grad():  # one that knows how often each token stands there
+        teacher.cls.predictions.decoder.weight.zero_()
+        teacher.cls.predictions.decoder.bias.copy_(counts.log())
+    assert not teacher_warnings(teacher, loaders, engine, kl=0.5, mlm=0.5)
 
 
 def test_three_steps_are_those_of_a_plain_loop(tiny, sentences, tmp_path):

@@ -8,17 +8,19 @@ import pytest
 import helpers
 from conftest import ROOT
 
-FRONT = ["data", "models", "losses", "callbacks", "runner", "training", "classification", "evaluation", "plots"]
+FRONT = ["data", "models", "losses", "callbacks", "runner", "training", "classification", "evaluation"]
+FRONT += ["compression", "plots"]
 """The front rooms in reading order: each imports only what stands before it."""
 BACK = ["files", "catalyst_today", "runs"]
 MAY_USE_BACK_ROOMS = {
     "data": {"files"},
+    "models": {"files"},
     "training": {"catalyst_today"},
     "classification": {"catalyst_today"},
     "runs": {"catalyst_today"},
 }
 """Which room may import which back room; `runs` may be imported by notebooks alone."""
-WITHOUT_CATALYST = ["data", "models", "losses", "evaluation", "plots", "files"]
+WITHOUT_CATALYST = ["data", "models", "losses", "evaluation", "compression", "plots", "files"]
 
 
 def modules():
@@ -122,7 +124,7 @@ def test_the_front_rooms_fit_into_an_evening():
     lines = {
         name: len(MODULES[name].read_text(encoding="utf-8").splitlines()) for name in INSIDE if room(name) in FRONT
     }
-    assert sum(lines.values()) <= 2400
+    assert sum(lines.values()) <= 3800
     assert max(lines.values()) <= 300
 
 

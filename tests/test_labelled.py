@@ -1,12 +1,18 @@
+import os
+import subprocess
+import sys
+
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from conftest import ROOT
 from helpers import data
 from helpers.data import IGNORED, LengthGroupedShuffle, bundled_reviews
 from helpers.data.labelled import _shingles
+from helpers.files.labels import classes
 from helpers.runs import experiment
 
 # Lines in the form of RuTweetCorp's files, invented.
@@ -95,6 +101,73 @@ def test_labels_are_words_or_numbers_of_two_classes_or_more(tmp_path, labels, na
     assert table.features["label"].names == names
     assert [text for text, _ in named(table)] == texts
     assert [label for _, label in named(table)] == [str(label) for label in pd.Series(labels)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        (["1", "1.0", " 1", "0", "2"], ["0", "1", "2"], [1, 1, 1, 0, 2]),
+        (["1.0", "0.0", "1.00", "-1", "10"], ["-1", "0.0", "1.0", "10"], [2, 1, 2, 0, 3]),
+        (["gut ", "gut", "sehr  gut", "sehr\u00a0gut", "x"], ["gut", "sehr gut", "x"], [0, 0, 1, 1, 2]),
+        (["e\u0301t\u00e9", "\u00e9te\u0301", "hiver"], ["hiver", "\u00e9t\u00e9"], [1, 1, 0]),
+        (["none", "1.0", "1", "inf"], ["1", "inf", "none"], [2, 0, 0, 1]),
+        (["9007199254740993", "9007199254740992"], ["9007199254740992", "9007199254740993"], [1, 0]),
+        ([1, 1.0, True, False, 2], ["1", "2", "False", "True"], [0, 0, 3, 2, 1]),  # of a file that has types
+        (["a/b", "a", "c"], ["a", "a/b", "c"], [1, 0, 2]),
+    ],
+)
+def test_labels_of_one_meaning_are_one_class(labels, names, numbers):
+    assert classes(labels, ["text"] * len(labels), "file.csv", "label") == (names, numbers)
+
+
+def test_spellings_that_are_taken_for_one_class_are_said(tmp_path, capsys):
+    path = write(tmp_path / "a.csv", [("one", "1"), ("two", "1.0"), ("three", "0"), ("four", "1")])
+    assert [label for _, label in named(data.read_labelled(path))] == ["1", "1", "0", "1"]
+    assert "a.csv: one class, spelled '1' (2), '1.0' (1)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["", " ", "nan", "NaN", "None", "NULL", "<NA>", "n/a", None, float("nan"), pd.NaT])
+def test_a_missing_label_in_any_spelling_is_missing(missing):
+    texts = ["first", "second", "third"]
+    kinds = {None: "null or NaN", "": "empty", " ": "empty"}
+    kind = kinds.get(missing, f"'{missing}'")
+    with pytest.raises(ValueError, match=r".") as caught:
+        classes(["a", missing, "b"], texts, "file", "stars")
+    assert str(caught.value) == (
+        f"file: 1 of 3 texts have no label in column 'stars' ({kind}), the first of them 'second'. "
+        "Label them, or leave these rows out; in pandas: df.dropna(subset=['stars'])."
+    )
+
+
+def test_missing_labels_of_a_parquet_file_are_named_and_pandas_takes_them_out(tmp_path):
+    texts = ["ά" * 61, "ά" * 60, "third", "fourth"]
+    rows = pd.DataFrame({"text": texts, "stars": [float("nan"), 1.0, 5.0, float("nan")]})
+    file = tmp_path / "own.parquet"
+    rows.to_parquet(file)
+    with pytest.raises(ValueError, match=r".") as caught:
+        data.read_labelled(file, "text", "stars")
+    said = f"{file}: 2 of 4 texts have no label in column 'stars' (null or NaN), the first of them '{'ά' * 60}…'. "
+    assert str(caught.value).startswith(said)
+    rows.dropna(subset=["stars"]).to_parquet(file)
+    assert data.read_labelled(file, "text", "stars")["text"][:] == texts[1:3]
+
+
+@pytest.mark.parametrize("several", ["a,b", "b | a", "['x', 'y']", ["a", "b"], ["a"]])
+def test_several_labels_in_a_field_are_said_with_counts(several):
+    with pytest.raises(ValueError, match="file: 2 of 4 texts have several labels in column 'marks', the first of them"):
+        classes(["a", several, "b", several], list("wxyz"), "file", "marks")
+
+
+def test_the_order_of_classes_is_the_same_in_every_process():
+    labels = ["1", "1.0", "01", "Ja", "ja", "1.00", "nein", " 1", "2e0", "2"]
+    program = f"from helpers.files.labels import classes; print(classes({labels}, [''] * {len(labels)}, '', 'label'))"
+    said = set()
+    for seed in "0123":
+        own = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True, check=True)
+        said.add(done.stdout)
+    assert len(said) == 1
+    assert str((["1", "2", "Ja", "ja", "nein"], [0, 0, 0, 2, 3, 0, 4, 0, 1, 1])) in said.pop()
 
 
 def test_a_file_without_names_is_read_by_number(tmp_path):
@@ -207,16 +280,37 @@ def test_parts_of_the_bundled_sentences_are_whole_and_balanced():
     assert [sum(parts[name]["label"]) for name in SIZES] == [20, 10, 10]
 
 
-def test_fewer_texts_than_wanted_shrink_the_parts_and_rare_classes_stay_in_each():
+def test_fewer_texts_than_wanted_shrink_the_parts_and_rare_classes_stay_in_each(capsys):
     labels = ["often"] * 20 + ["seldom"] * 3
     rows = {"text": [f"{i} {i * i} {i + 7} words" for i in range(23)], "label": labels}
     table = data.with_label_names(datasets.Dataset.from_dict(rows), "small")
     sizes = {"train": 200, "valid": 100, "test": 100}
     parts = data.part(table, sizes, corpus=corpus_of("Nothing of this."), transfer_texts=10)
     assert [len(parts[name]) for name in sizes] == [11, 5, 5]
+    assert "23 labelled texts are too few for 400: the parts are 11, 5, 5." in capsys.readouterr().out
+    data.part(table, {"train": 12, "valid": 5, "test": 6}, corpus=corpus_of("This is a sentence."), transfer_texts=10)
+    assert "too few" not in capsys.readouterr().out
     assert all(set(parts[name]["label"]) == {0, 1} for name in sizes)
     with pytest.raises(ValueError, match=r"the label 'seldom' has 2 different text.*3 parts.*LABEL_FIELD"):
         data.part(table.select(range(22)), sizes, corpus=corpus_of("Nothing."), transfer_texts=10)
+
+
+def test_a_class_that_the_corpus_has_swallowed_is_said_with_counts(hundred, capsys):
+    by_class = {label: [text for text, own in named(hundred) if own == label] for label in ("bad", "good")}
+    with pytest.raises(ValueError, match=r"'bad' has 0 .*3 parts.*25 of its 25 texts stand in CORPUS.*another CORPUS"):
+        data.part(hundred, SIZES, corpus=corpus_of(*by_class["bad"]), transfer_texts=10)
+    with pytest.raises(ValueError, match=r"'bad' has 0 .*25 of its 25 texts stand in CORPUS"):
+        data.part(hundred, SIZES, corpus=corpus_of(*hundred["text"]), transfer_texts=10)
+    data.part(hundred, SIZES, corpus=corpus_of(*by_class["bad"][:20], *by_class["good"][:20]), transfer_texts=10)
+    assert "Label 'bad': 20 of its 25 texts stand in CORPUS." in (said := capsys.readouterr().out)
+    assert "Label 'good'" not in said
+
+
+def test_no_text_left_to_distil_on_is_said(hundred):
+    parts = data.part(hundred, SIZES, corpus=corpus_of("Nothing."), transfer_texts=1)
+    assert len(parts["transfer"]) == 1
+    with pytest.raises(ValueError, match=r"no text is left to distil the task on.*Lower PART_SIZES"):
+        data.part(hundred, {"train": 60, "valid": 20, "test": 20}, corpus=corpus_of("Nothing."), transfer_texts=10)
 
 
 def test_a_batch_is_what_the_tokenizer_itself_would_pad(tiny, hundred):

@@ -24,6 +24,7 @@ from catalyst import dl
 from catalyst.contrib.scripts.run import process_configs, run_from_config
 from catalyst.registry import REGISTRY
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from conftest import ROOT
 from helpers import classification, data, models, training
@@ -58,6 +59,7 @@ class StopsAt(dl.Callback):
 @pytest.fixture(autouse=True)
 def _state_after_each_epoch(monkeypatch):
     monkeypatch.setattr(training, "ResumeCallback", partial(checkpoints.ResumeCallback, seconds=0))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which a config file's first section sets
 
 
 @pytest.fixture
@@ -294,7 +296,7 @@ def test_a_logdir_tells_where_the_run_came_from(tiny, loaders, stopped):
         assert (run / "revision.txt").read_text() == (head.stdout or head.stderr)
         assert (run / "uncommitted.diff").exists()
         with zipfile.ZipFile(run / "code.zip") as code:
-            assert code.read("helpers/losses.py") == (ROOT / "helpers" / "losses.py").read_bytes()
+            assert code.read("helpers/losses/outputs.py") == (ROOT / "helpers" / "losses" / "outputs.py").read_bytes()
 
 
 # One program for the runs of several processes: the student's weights, losses and sums, with masks drawn once and
@@ -304,6 +306,7 @@ import json, os, sys
 import torch
 from catalyst import dl
 from torch.utils.data import DataLoader
+from transformers import DistilBertForMaskedLM
 from helpers import classification, data, models, training
 from helpers.data import EndlessShuffle
 from helpers.catalyst_today.engine import Engine, is_main_process
@@ -315,6 +318,12 @@ teacher, tokenizer = models.load_teacher(folder)
 with torch.no_grad():
     teacher.cls.predictions.transform.dense.weight += 0.01
 student = models.extract_student(teacher, [0, 3])
+weights = options.get("weights", {"kl": 0.5, "mlm": 0.3, "cosine": 0.2})
+if "hidden" in weights:  # half as wide as its teacher, so that there is a projection
+    torch.manual_seed(0)
+    config = models.student_config(teacher, 2)
+    config.dim, config.hidden_dim, config.attention_dropout = 32, 64, 0.0
+    student = DistilBertForMaskedLM(config).eval()
 for module in student.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
@@ -334,7 +343,8 @@ class Watch(dl.Callback):
             self.rows += len(runner.batch["input_ids"])
     def on_loader_end(self, runner):
         if runner.is_train_loader:
-            own = torch.stack([w.detach().double().sum() for w in runner.model["student"].parameters()]).sum()
+            learned = [w for name in {*runner.model} - {"teacher"} for w in runner.model[name].parameters()]
+            own = torch.stack([w.detach().double().sum() for w in learned]).sum()
             self.sums.append(runner.engine.gather(own[None]).tolist())
     def on_epoch_end(self, runner):
         is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -342,7 +352,6 @@ class Watch(dl.Callback):
             raise RuntimeError("this process dies")
 
 watch = Watch(order=100)
-weights = {"kl": 0.5, "mlm": 0.3, "cosine": 0.2}
 history = training.distill(teacher, student, loaders, engine=engine, epochs=3, learning_rate=2e-3, loss_weights=weights,
                            temperature=1.0, seed=0, logdir=out, callbacks=[watch])
 seen = engine.reduce(torch.tensor(watch.rows, device=engine.device), "sum").item()
@@ -415,6 +424,19 @@ def test_two_processes_learn_what_one_learns(alone, program, tmp_path):
     (tmp_path / "logs" / "result.json").unlink()
     out = finish(torchrun("--standalone", "--nproc-per-node=1", *program(tmp_path / "logs")))
     assert "Goes on after epoch 3 of 3" in out
+
+
+LAYERS = {"mlm": 0.4, "relation": 0.3, "attention": 0.1, "hidden": 0.3}
+
+
+def test_two_processes_learn_from_layers_and_with_a_projection_what_one_learns(program, tmp_path):
+    for processes in (1, 2):
+        out = tmp_path / f"logs-{processes}"
+        finish(torchrun("--standalone", f"--nproc-per-node={processes}", *program(out, weights=LAYERS)))
+    assert_same_run(tmp_path / "logs-1", tmp_path / "logs-2")
+    for name in LAYERS:
+        values = [[each[name] for each in result(tmp_path / f"logs-{n}")["validations"]] for n in (1, 2)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3)
 
 
 def assert_near_weights(one, other):
@@ -497,13 +519,14 @@ def logdir(tmp_path, name="mine", makes="student"):
 
 
 def parameters_of(configs):
-    merged = process_configs(configs)["parameters"]
+    merged = launch._config(configs)[0]["parameters"]
     return {name: value for name, value in merged.items() if name.isupper()}
 
 
 def test_a_config_file_gives_what_the_notebook_api_gives(tmp_path, tiny_folder):
     configs = config(tmp_path, tiny_folder)
-    finish(catalyst_run(configs))
+    said = finish(catalyst_run(configs))
+    assert said.splitlines()[-1] == f"The model: {logdir(tmp_path) / 'best'}"
     # In a process of one thread, as the other was.
     code = (
         "import json, sys; from helpers.runs import experiment; p = json.loads(sys.argv[1]);"
@@ -583,10 +606,11 @@ def task_by_hand(values, taught_by):
     return teach(student, *pair, values["TASK_EPOCHS"], 3e-3, loss_weights=values["TASK_LOSS_WEIGHTS"])
 
 
-@pytest.mark.parametrize("name", ["distill", "labels", "teacher"])
+@pytest.mark.parametrize("name", ["distill", "mlm", "labels", "teacher"])
 def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny_folder, monkeypatch):
-    pipeline, makes = ("distill", "student") if name == "distill" else ("sentiment", "classifier")
-    configs = config(tmp_path, tiny_folder, pipeline=pipeline, SEED=0)
+    pipeline, makes = ("distill", "student") if name in ("distill", "mlm") else ("sentiment", "classifier")
+    weights = {"LOSS_WEIGHTS": {"mlm": 1.0}} if name == "mlm" else {}
+    configs = config(tmp_path, tiny_folder, pipeline=pipeline, SEED=0, **weights)
     if name == "teacher":
         configs.insert(1, CONFIGS / "task.yml")
     monkeypatch.chdir(ROOT)
@@ -597,7 +621,7 @@ def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny
     made = []
 
     def start():
-        if name == "distill":
+        if pipeline == "distill":
             made.append(experiment.ensure_student(values, experiment.ensure_teacher(values)).model)
         else:
             made.append(task_by_hand(values, name))
@@ -606,8 +630,10 @@ def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny
     assert by_config[0] is by_hand[0]
     for kind in ("callbacks", "loggers"):
         ours, theirs = by_config[1][kind], by_hand[1][kind]
-        if kind == "loggers" and name != "distill":  # notebook 06 is silent in its 28 runs
+        if kind == "loggers" and pipeline != "distill":  # notebook 06 is silent in its 28 runs
             assert (ours.pop("console")[0], theirs.pop("console")[0]) == (ValidationLogger, SilentLogger)
+        if kind == "callbacks":  # a notebook has a line of its own at its end
+            assert ours.pop("end")[0] is launch.EndCallback
         assert ours == theirs
         assert list(ours) == list(theirs)
     names = ("num_epochs", "seed", "valid_loader", "valid_metric", "minimize_valid_metric")
@@ -616,8 +642,10 @@ def test_a_config_lists_what_fit_adds_and_gives_its_weights(name, tmp_path, tiny
     for ours, theirs in zip(*(options["optimizer"].param_groups for _, options in (by_config, by_hand)), strict=True):
         same = {key: value for key, value in ours.items() if key not in ("params", "lr", "initial_lr")}
         assert same == {key: value for key, value in theirs.items() if key in same}
-    kept = "best" if name == "distill" else "last"
+    kept = "best" if pipeline == "distill" else "last"
     weights = load_file(logdir(tmp_path, makes=makes) / kept / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(logdir(tmp_path, makes=makes) / kept)
+    assert tokenizer.model_max_length == (64 if makes == "student" else values["MAX_LENGTH"])
     expected = made[0].state_dict()
     assert set(weights) <= set(expected)
     assert all(torch.equal(weight, expected[key]) for key, weight in weights.items())
@@ -653,7 +681,7 @@ def test_a_classifier_learns_on_two_processes(overlay, tmp_path, tiny_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["amp", "fp32", "mse", "accumulate"])
+@pytest.mark.parametrize("overlay", ["amp", "fp32", "mse", "relation", "accumulate"])
 def test_overlays_run(overlay, tmp_path, tiny_folder):
     configs = config(tmp_path, tiny_folder)
     out = finish(catalyst_run([configs[0], CONFIGS / f"{overlay}.yml", *configs[1:]]))
@@ -672,7 +700,7 @@ def test_config_files_name_what_is_there(file):
         assert not name.isupper() or PARAMETERS[name][0](value), name
 
 
-def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_folder, monkeypatch):
+def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_folder, monkeypatch, capsys):
     file = tmp_path / "wrong.yml"
     file.write_text(
         "calbacks: {}\nstudent: {layrs: 2}\nrunner: {_target_: helpers.runner.DistilMLMRuner}\n"
@@ -682,24 +710,140 @@ def test_what_a_config_names_wrongly_is_said_with_the_nearest(tmp_path, tiny_fol
     monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
     monkeypatch.setenv("WORLD_SIZE", "1")
     values = parameters_of(configs)
-    with pytest.raises(SystemExit) as stopped:
-        launch.parameters(**values)
+
+    def said_at_the_end():
+        with pytest.raises(SystemExit):
+            launch.parameters(**values)
+        return capsys.readouterr().err
+
+    message = said_at_the_end()
     for said in (
         "wrong.yml: there is no section 'calbacks'; did you mean callbacks?",
-        "student: student takes no 'layrs'; did you mean layers?",
+        "student: student takes no 'layrs'. There are: trained, values.",
         "runner: there is no helpers.runner.DistilMLMRuner; did you mean helpers.runner.DistilMLMRunner?",
         "callbacks.kl: there is no helpers.calbacks.KLDivLossCallback; did you mean helpers.callbacks?",
         "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?",
     ):
-        assert said in str(stopped.value)
+        assert said in message
     monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", str(configs[0])])
     del values["MAX_STEPZ"]
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(SystemExit, match="BATCH_SIZE is 64: 3 processes cannot share it evenly"):
-        launch.parameters(**values)
+    assert "distill.yml: BATCH_SIZE is 64: 3 processes cannot share it evenly" in said_at_the_end()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(SystemExit, match=r"CORPUS is nowhere\.csv: no such file"):
-        launch.parameters(**values | {"CORPUS": "nowhere.csv"})
+    file.write_text("parameters: {CORPUS: nowhere.csv}")
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    assert "nowhere.csv: no such file" in said_at_the_end()
+
+
+def test_values_mean_in_a_config_what_they_mean_in_a_notebook(tmp_path, tiny_folder, monkeypatch):
+    """Of the same type, and a dict replaced as a whole."""
+    file = tmp_path / "own.yml"
+    written = {"LOSS_WEIGHTS": {"mlm": "1e-1"}, "LEARNING_RATE": "5e-4", "LAYERS": "[0, 3]", "TEXT_FIELD": 0}
+    file.write_text(json.dumps({"parameters": written | {"OUTPUT_DIR": str(tmp_path)}}))
+    configs = [CONFIGS / "distill.yml", file]
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    made = launch.parameters(**parameters_of(configs))
+    assert (made.LOSS_WEIGHTS, made.loss_weights) == ({"mlm": 0.1}, {"mlm": 0.1})
+    assert (made.LEARNING_RATE, made.LAYERS, made.TEXT_FIELD) == (5e-4, [0, 3], "0")
+    assert made.values == {name: getattr(made, name) for name in made.values}
+    assert made.config["parameters"]["LOSS_WEIGHTS"] == {"mlm": "1e-1"}, "the logdir's config runs as these files do"
+
+
+def made_by(monkeypatch, *configs):
+    """What `launch.parameters` makes of these files, as `catalyst-run` calls it."""
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
+    return launch.parameters(**parameters_of(configs))
+
+
+@pytest.mark.parametrize("pipeline", ["distill", "sentiment"])
+def test_a_parameter_file_means_to_catalyst_run_what_it_means_to_papermill(pipeline, tmp_path, monkeypatch):
+    """As under `parameters`, in order with the other files; without effect where the pipeline has no such name."""
+    first, laptop = CONFIGS / f"{pipeline}.yml", ROOT / "notebooks" / "parameters" / "laptop.yaml"
+    alone, own = tmp_path / "alone.yml", tmp_path / "own.yaml"
+    alone.write_text(f"parameters: {{OUTPUT_DIR: {tmp_path}}}")
+    by_default = made_by(monkeypatch, first, alone)
+    with_file = made_by(monkeypatch, first, laptop, alone)
+    assert with_file.logdir == by_default.logdir, "laptop.yaml spells out the defaults"
+    assert (with_file.config, with_file.values) == (by_default.config, by_default.values)
+    assert ("LABELLED_CORPUS" in with_file.values) == (pipeline == "sentiment")
+    assert "SENTENCES" not in with_file.values
+    own.write_text("LOSS_WEIGHTS: {mlm: 1}\nLAYERS: '[0, 3]'\nTEXT_FIELD: 0\nSENTENCES: ['[MASK]']\nSEED: 7\n")
+    later = tmp_path / "later.yml"
+    later.write_text("parameters: {SEED: 8}")
+    made = made_by(monkeypatch, first, alone, laptop, own, later)
+    assert (made.LOSS_WEIGHTS, made.LAYERS, made.TEXT_FIELD, made.SEED) == ({"mlm": 1}, [0, 3], "0", 8)
+    assert not [name for name in made.config if name.isupper()]
+    assert made.config["parameters"]["SEED"] == 8
+    assert made_by(monkeypatch, first, alone, later, own).SEED == 7, "the last file counts, of whichever form"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("MAX_STEPZ: 3", "MAX_STEPZ is no parameter of any notebook; did you mean MAX_STEPS?"),
+        ("SEEDS: 3", "SEEDS is 3; it has to be a list of different whole numbers"),
+        ("MAX_STEPS: 0", "MAX_STEPS is 0; it has to be a whole number, at least 1."),
+    ],
+)
+def test_what_a_parameter_file_gives_wrongly_is_said(written, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.yaml").write_text(f"{written}\n")
+    with pytest.raises(SystemExit):
+        made_by(monkeypatch, CONFIGS / "distill.yml", tmp_path / "own.yaml")
+    assert f"own.yaml: {said}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        made_by(monkeypatch, tmp_path / "own.yaml", CONFIGS / "distill.yml")
+    assert "own.yaml: a parameter file changes the values of a pipeline; name" in capsys.readouterr().err
+
+
+def test_catalyst_run_distils_from_a_parameter_file(tmp_path, tiny_folder, parameters):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(parameters | {"OUTPUT_DIR": str(tmp_path / "mine")}))
+    finish(catalyst_run([CONFIGS / "distill.yml", file]))
+    losses = pd.read_csv(logdir(tmp_path) / "csv_logger" / "valid.csv")["loss"]
+    assert len(losses) == 4
+    assert losses.iloc[-1] < losses.iloc[0]
+    kept = sorted(path.name for path in (logdir(tmp_path) / "run-1").iterdir())
+    assert "config.json" in kept
+
+
+def last_lines(process, count=1):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    return out.splitlines()[-count:]
+
+
+def test_an_error_is_the_last_line_and_its_traceback_in_the_file_that_the_line_names(tmp_path, tiny_folder):
+    (line,) = last_lines(catalyst_run(config(tmp_path, tiny_folder, TEXT_FIELD="txt")))
+    said = re.fullmatch(r"ValueError: (\S+): no column 'txt'\. .*TEXT_FIELD to one of them\. \(traceback: (.+)\)", line)
+    assert said, line
+    kept = Path(said[2]).read_text(encoding="utf-8")
+    assert "Traceback (most recent call last)" in kept
+    assert "ensure_teacher" in kept
+    Path(said[2]).unlink()
+
+
+def test_under_torchrun_an_error_stands_in_its_report_once(tmp_path, tiny_folder):
+    script = ["-m", "catalyst.contrib.scripts.run", "-C", *config(tmp_path, tiny_folder, TEXT_FIELD="txt")]
+    lines = last_lines(torchrun("--standalone", "--nproc-per-node=2", *script), count=1000)
+    told = [number for number, line in enumerate(lines) if "no column 'txt'" in line]
+    assert told == [len(lines) - 2], "the line before the last, which is torchrun's own"
+    assert "Factory" not in "".join(lines)
+    Path(re.search(r"\(traceback: (.+)\)", lines[-2])[1]).unlink()
+
+
+@pytest.mark.parametrize(("written", "found"), [("", "empty"), ("[a, b]", "['a', 'b']"), ("3", "3")])
+@pytest.mark.parametrize("section", ["parameters", "callbacks"])
+def test_a_section_that_holds_no_names_is_said(section, written, found, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "own.yml"
+    file.write_text(f"{section}: {written}\n")
+    monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", str(CONFIGS / "distill.yml"), str(file)])
+    monkeypatch.setattr(REGISTRY, "_vars_dict", {})
+    with pytest.raises(SystemExit):
+        run_from_config([CONFIGS / "distill.yml", file])
+    assert (
+        capsys.readouterr().err
+        == f"{file}: section {section!r} is {found}: write names and values under it, or drop it.\n"
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.cuda, torch.backends.mps])

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -6,6 +7,8 @@ from transformers import (
     BertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     pipeline,
 )
 
@@ -205,11 +208,9 @@ def test_load_teacher_keeps_a_head_that_is_there(tiny, tmp_path):
     assert torch.equal(again.cls.predictions.transform.dense.weight, teacher.cls.predictions.transform.dense.weight)
 
 
-def test_load_teacher_refuses_what_is_no_bert(tmp_path, monkeypatch):
-    DistilBertForMaskedLM(DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=1, hidden_dim=8)).save_pretrained(
-        tmp_path
-    )
-    with pytest.raises(ValueError, match="is a 'distilbert'"):
+def test_load_teacher_refuses_other_encoders_by_name(tmp_path):
+    ElectraForMaskedLM(ElectraConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'electra'; what fits: bert, camembert, distilbert, modernbert, roberta"):
         models.load_teacher(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder with a config"):
         models.load_teacher(tmp_path / "absent")
@@ -224,7 +225,7 @@ def test_a_hub_name_without_a_network_says_what_works_without(monkeypatch):
 
 
 def test_load_teacher_refuses_other_weights_under_minilms_name(monkeypatch):
-    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(models.teacher, "MINILM_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="sha256"):
         models.load_teacher("minilm")
 
@@ -254,3 +255,22 @@ def test_the_head_is_given_rows_in_sixty_fours_and_gives_back_the_masked(tiny, m
     assert len(given[0]) == -(-masked // 64) * 64
     full = teacher(input_ids=ids).logits
     torch.testing.assert_close(logits, full[labels != -100])
+
+
+def test_an_output_bias_starts_at_the_log_of_smoothed_token_frequencies(tiny):
+    model, _ = tiny
+    rows = model.config.vocab_size
+    counts = np.random.default_rng(0).integers(0, 50, rows - 3)
+    counts[7] = 0
+    models.start_head(model, counts)
+    smoothed = np.concatenate([counts, [0, 0, 0]]) + 1
+    expected = np.log(smoothed / smoothed.sum())
+    bias = model.state_dict()["cls.predictions.bias"].numpy()
+    np.testing.assert_allclose(bias, expected, rtol=1e-6)
+    np.testing.assert_array_equal(model.get_output_embeddings().bias.detach().numpy(), bias)
+    assert np.exp(bias.astype(np.float64)).sum() == pytest.approx(1.0, rel=1e-6)
+    assert models.head_is_untrained(model)
+    models.start_head(model)
+    assert not model.get_output_embeddings().bias.any()
+    with pytest.raises(ValueError, match=f"{rows + 1} token counts for an output bias of {rows} rows"):
+        models.start_head(model, np.ones(rows + 1))

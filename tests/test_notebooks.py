@@ -37,7 +37,7 @@ def check_00(record):
     assert len(record["losses"]) == 60
     assert record["losses"][-1] < 0.7 * record["losses"][0]
     assert record["kl_after"] < 0.7 * record["kl_before"]
-    assert record["parameters_million"]["student after"] < record["parameters_million"]["teacher"]
+    assert record["parameters_million"]["distilled"] < record["parameters_million"]["teacher"]
 
 
 def check_01(record):
@@ -82,7 +82,9 @@ def check_05(record):
 
 def check_06(record):
     contenders = record["contenders"]
-    names = ["teacher", "distilled", "mlm_only", "extracted", "random", "baseline", "distilled_task", "extracted_task"]
+    names = ["teacher", "distilled", "mlm_only", "extracted", "random", "random_layers", "baseline"]
+    names += ["distilled_task", "extracted_task", "mlm_only_task", "distilled_task_labelled", "distilled_task_one"]
+    names += ["distilled_longer"]
     assert list(contenders) == names
     assert record["labels"] == ["english", "german", "russian"]
     assert record["parts"] == {"train": 40, "valid": 12, "test": 16, "transfer": 50}
@@ -95,8 +97,41 @@ def check_06(record):
     for name in ("teacher", "distilled", "extracted", "distilled_task"):
         assert sum(contenders[name]["test_accuracy"]) / 2 > 0.6, name
     assert contenders["distilled"]["parameters"] < contenders["teacher"]["parameters"]
-    assert contenders["baseline"]["parameters"] not in (contenders[name]["parameters"] for name in names[:5])
-    assert len(record["differences"]) == 6
+    assert contenders["baseline"]["parameters"] not in (contenders[name]["parameters"] for name in names[:6])
+    assert len(record["differences"]) == 17
+    assert [each["level"] for each in record["differences"].values()] == [0.975] * 2 + [0.95] * 15
+    steps = {name: values["valid_steps"][-1] for name, values in contenders.items()}
+    as_many = {name for name in names if steps[name] == steps["distilled_task"]}
+    assert as_many == {"distilled_longer", *(name for name in names if "_task" in name)}
+    assert steps["distilled_longer"] > steps["distilled"]
+
+
+def check_07(record):
+    models, ways = record["models"], ("PyTorch", "onnxruntime", "int8")
+    assert set(models) == {
+        *(f"{who}, {way}" for who in ("teacher", "student") for way in ways),
+        *(f"small student, {way}" for way in ways[1:]),
+        "student, half zeros",
+    }
+    for who in ("teacher", "student"):
+        in_pytorch, in_onnx, in_int8 = (models[f"{who}, {way}"] for way in ways)
+        assert in_onnx["test_accuracy"] == in_pytorch["test_accuracy"]
+        assert in_onnx["megabytes"] == pytest.approx(in_pytorch["megabytes"], abs=0.05)
+        assert in_int8["megabytes"] < 0.5 * in_onnx["megabytes"]
+    for values in models.values():
+        low, kept, high = values["share_kept"]
+        assert low <= kept <= high
+    assert models["teacher, PyTorch"]["share_kept"] == [1, 1, 1]
+    assert models["student, int8"]["test_accuracy"] > 0.6, "guessing would give a third"
+    assert models["small student, int8"]["megabytes"] < models["student, int8"]["megabytes"]
+    assert models["student, half zeros"]["megabytes"] == pytest.approx(
+        models["student, onnxruntime"]["megabytes"], rel=0.01
+    )
+    assert record["largest_difference"] < 1e-4
+    near = {name: values["kl_to_teacher"] for name, values in record["masked_lm"].items()}
+    assert near["student, onnxruntime"] == pytest.approx(near["student, PyTorch"], rel=1e-4)
+    assert near["student, int8"] == pytest.approx(near["student, PyTorch"], rel=0.3)
+    assert re.fullmatch(r"small-\*{10}", record["folder"])
 
 
 def check_08(record):
@@ -129,7 +164,16 @@ def test_the_long_control_is_the_one_that_its_parameters_file_gives():
     assert long["scored_masked_tokens"] > 20_000
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / stale.RECORDS).glob("*.json")), ids=lambda file: file.stem)
+LONG = sorted((ROOT / stale.RECORDS).glob("*.json"))
+CONTROLS = [file for file in LONG if "part" in json.loads(file.read_text(encoding="utf-8")).get("made_from", {})]
+
+
+@pytest.mark.parametrize("file", CONTROLS, ids=lambda file: file.stem)
+def test_a_record_of_the_controls_is_not_stale(file):
+    assert not stale.check_record(file, Repository()).reasons
+
+
+@pytest.mark.parametrize("file", [file for file in LONG if file not in CONTROLS], ids=lambda file: file.stem)
 def test_a_long_record_is_marked_just_as_long_as_its_teacher_is_not_notebook_02s(file):
     long = json.loads(file.read_text(encoding="utf-8"))
     extraction = nbformat.read(ROOT / "notebooks" / "02_student_extraction.ipynb", as_version=4).metadata["record"]
@@ -152,6 +196,7 @@ def test_runs_on_tiny_data_and_repeats(executed):
         "04": check_04,
         "05": check_05,
         "06": check_06,
+        "07": check_07,
         "08": check_08,
     }
     checks[name[:2]](first)

@@ -28,7 +28,7 @@ NOTEBOOKS = parameter_table.by_notebook()
 
 def test_each_experiment_has_its_file():
     wanted = {"tiny", "laptop", "gpu_bert_base", "rubert_lenta", "multilingual", "three_layers", "first_six_layers"}
-    assert set(FILES) == wanted | {"long_control"}
+    assert set(FILES) == wanted | {"controls", "long_control", "long_task"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -96,6 +96,8 @@ def lenta(file):
 def test_a_file_that_needs_a_hub_runs_on_a_small_teacher_of_its_shape(name, layers, twelve_layers, tmp_path):
     values = {key: value for key, value in FILES[name].items() if key in NOTEBOOKS["03"]}
     small = {"MAX_LENGTH": 16, "BATCH_SIZE": 16, "TEACHER_STEPS": 100, "MAX_STEPS": 60, "LEARNING_RATE": 2e-3}
+    if values.get("VOCABULARY"):
+        small["VOCABULARY"] = 121  # as many as the tiny teacher has, all of them letters
     corpus = lenta(tmp_path / values["CORPUS"]) if name == "rubert_lenta" else tiny_teacher.SENTENCES
     here = {"TEACHER": str(twelve_layers), "CORPUS": str(corpus), "OUTPUT_DIR": str(tmp_path / "artifacts")}
     copy = tmp_path / "copy.ipynb"
@@ -153,6 +155,44 @@ def test_a_mistyped_name_in_small_letters_stops_a_notebook(tmp_path):
             kernel_name="python3",
         )
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("LEARNING_RATE", "5e-4", 5e-4),  # as YAML 1.1 reads it
+        ("FINE_TUNING_LEARNING_RATES", ["2e-5", "5E-5"], [2e-5, 5e-5]),
+        ("LOSS_WEIGHTS", {"kl": "5e-1", "mlm": 1}, {"kl": 0.5, "mlm": 1}),
+        ("LOSS_WEIGHTS", '{"kl": 5e-1, "mlm": 1}', {"kl": 0.5, "mlm": 1}),
+        ("GRID", {"LEARNING_RATE": ["1e-4", "5e-4"], "LAYERS": ["[0, 2]", 3]}, None),
+        ("GRID", "{LEARNING_RATE: [1e-4, 5e-4], LAYERS: [[0, 2], 3]}", None),
+        ("LAYERS", "[0, 3]", [0, 3]),  # as -p gives it
+        ("LAYERS", "3", 3),  # as -r gives it
+        ("SEEDS", "[0, 1]", [0, 1]),
+        ("SENTENCES", '["It is [MASK].", "3 [MASK]"]', ["It is [MASK].", "3 [MASK]"]),
+        ("BASELINE", "None", None),
+        ("TEXTS", "None", None),
+        ("TEXT_FIELD", 0, "0"),  # as -p gives it
+        ("TEACHER", 12, "12"),
+        ("LABEL_FIELD", 0, 0),  # a number of a column
+        ("LABEL_FIELD", "0", "0"),  # the name of one
+        ("LABELLED_CORPUS", {0: "a.csv", 1: "b.csv"}, {"0": "a.csv", "1": "b.csv"}),
+        ("TEXT_FIELD", "5e-4", "5e-4"),
+        ("SEED", 2**64 - 1, 2**64 - 1),
+    ],
+)
+def test_a_value_in_another_type_is_read_as_it_is_meant(name, given, meant):
+    meant = {"LEARNING_RATE": [1e-4, 5e-4], "LAYERS": [[0, 2], 3]} if name == "GRID" else meant
+    namespace = {name: given}
+    (value,) = check_parameters(namespace).values()
+    assert (value, namespace) == (meant, {name: meant}), "a notebook's cells use the name itself"
+    assert type(value) is type(meant)
+
+
+def test_batches_that_processes_cannot_share_are_named_before_any_work():
+    with pytest.raises(ValueError, match=r"^BATCH_SIZE is 32: 3 processes cannot share it evenly\. Make it a multiple"):
+        check_parameters({"BATCH_SIZE": 32, "PROCESSES": 3})
+    assert check_parameters({"BATCH_SIZE": 33, "PROCESSES": 3})["PROCESSES"] == 3
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,14 @@ def test_seed_curves_draws_each_seed_their_mean_and_their_range():
     assert edges[:, 1].max() == max(map(max, smooth))
 
 
+def test_seed_curves_of_one_name_have_the_colour_of_all_pictures():
+    colors = plots.contender_colors(["teacher", "a", "b", "c"])
+    _, ax = plt.subplots()
+    plots.seed_curves({"c": [([1, 2], [0.5, 0.7])]}, "accuracy", ax, 1.0, colors)
+    assert [line.get_color() for line in ax.get_lines()] == [colors["c"]] * 2
+    assert list(ax.get_lines()[-1].get_ydata()) == [0.5, 0.7], "not smoothed, it ends where the run has ended"
+
+
 def test_points_stand_at_their_means_and_their_names_apart():
     _, ax = plt.subplots()
     points = {"a": (2.0, [1.0, 3.0]), "b": (2.0, [2.0]), "low": (4.0, [0.0]), "c": (2.0, [2.0, 2.0])}

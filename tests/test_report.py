@@ -82,7 +82,7 @@ def test_formulas_are_mathml_and_none_is_left_as_latex(pages):
 
 
 def test_shell_and_magic_lines_are_not_marked_as_errors(pages):
-    assert "!{run} -C" in pages["05_multi_gpu_launch.html"].text
+    assert "!{run} {mine}" in pages["05_multi_gpu_launch.html"].text
     assert not [name for name, page in pages.items() if page.select(".highlight .err")]
 
 

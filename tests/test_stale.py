@@ -175,7 +175,11 @@ def write_helpers(root, modules):
 
 
 def write_notebook(root, cells, name="01_one"):
-    cells = [nbformat.v4.new_code_cell(source, id=f"c{number:02}") for number, source in enumerate(cells)]
+    cells = [
+        nbformat.v4.new_code_cell(source, id=f"c{number:02}", execution_count=number + 1)
+        for number, source in enumerate(cells)
+    ]
+    cells[-1].outputs = [nbformat.v4.new_output("display_data", {"image/png": "", "text/plain": "<Figure>"})]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
 
 
@@ -298,7 +302,11 @@ def test_another_number_is_named(committed, tiny_run, capsys):
 @pytest.mark.parametrize(
     ("file", "change", "reason"),
     [
-        ("notebooks/01_one.ipynb", ("draw(1)", "draw(2)"), "code cells changed: c02"),
+        (
+            "notebooks/01_one.ipynb",
+            ("draw(1)", "draw(2)"),
+            "code cells changed, and no tiny run can judge them: c02",
+        ),
         ("pyproject.toml", ("torch==2.13.0", "torch==2.14.0"), "pins changed: torch"),
         (
             "helpers/plots.py",
@@ -315,6 +323,31 @@ def test_another_number_is_named(committed, tiny_run, capsys):
 def test_what_no_tiny_run_can_tell_is_stale_without_one(committed, tiny_run, file, change, reason):
     edit(committed / file, *change)
     assert verdict(committed).reasons == [reason]
+
+
+def test_a_cell_that_shows_text_is_judged_by_the_tiny_run(committed, tiny_run):
+    edit(committed / "notebooks/01_one.ipynb", "loss([], [])", "loss([], [], scale=1.0)")
+    tiny_run.append({"record": RECORD, "outputs": {"c02": "perplexity 31.0"}})
+    assert verdict(committed).reasons[0].startswith("changed: c01; its tiny run shows")
+    tiny_run.append(SHOWN)
+    assert stale.renew(verdict(committed)).reasons == []
+    assert verdict(committed).note == ""
+
+
+@pytest.mark.parametrize("how", ["never run", "parameters", "differs from run to run", "new"])
+def test_a_cell_that_no_tiny_run_shows_is_stale_without_one(committed, tiny_run, how):
+    path = committed / "notebooks/01_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    cell = notebook.cells[1]
+    cell.source = "losses.loss([], [], scale=1.0)"
+    if how == "never run":
+        cell.execution_count = None
+    elif how == "new":
+        cell.id, cell.execution_count = "new", None
+    else:
+        cell.metadata["tags"] = ["parameters" if how == "parameters" else "nbval-ignore-output"]
+    nbformat.write(notebook, path)
+    assert verdict(committed).reasons[0].startswith("code cells changed, and no tiny run can judge them: ")
 
 
 def test_the_message_of_an_error_in_a_listed_part_is_left_to_the_tiny_run(repository, tiny_run, monkeypatch):
@@ -344,6 +377,12 @@ def test_a_source_that_is_shown_counts_to_the_letter(committed, tiny_run):
     stale.write(stale.tiny_record("01_one", committed), {"sources": sources, **SHOWN})
     edit(committed / "helpers/losses.py", "# the largest", "# the smallest")
     assert verdict(committed).reasons == ["changed, and its source is shown: helpers.losses.loss"]
+
+
+def test_a_source_that_a_folder_of_modules_hands_on_is_found_where_it_is_defined():
+    printed = Repository(ROOT).sources("04_loss_callbacks")["printed"]
+    shown = ["KLDivLossCallback", "LoaderMeanCallback.on_batch_end"]
+    assert list(printed) == [f"helpers.callbacks.{name}" for name in shown]
 
 
 def test_a_picture_that_a_notebook_does_not_draw_makes_it_not_stale(committed, tiny_run):
@@ -434,8 +473,9 @@ def test_all_that_is_listed_is_there():
 
 
 def test_every_pin_that_counts_is_there():
-    assert all(pin.startswith("==") for pin in Repository(ROOT).pins().values())
-    assert set(Repository(ROOT).pins()) == set(sources.PINNED)
+    pins = Repository(ROOT).pins(sources.PINNED + sources.EXPORT)
+    assert all(pin.startswith("==") for pin in pins.values())
+    assert set(pins) == {*sources.PINNED, *sources.EXPORT}
 
 
 def differences(committed, now):

@@ -80,6 +80,32 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny, load
     assert not weights_equal(one, other)
 
 
+def test_any_seed_fits_into_what_numpy_takes_and_small_ones_are_as_ever():
+    assert [training.run_seed(seed) for seed in (0, 1, 2, 99_991)] == [0, 10_000, 20_000, 999_910_000]
+    large = [429_496, 429_497, 429_498, 20_240_501, 2**32, 2**63, 2**64 - 1]
+    made = [training.run_seed(seed) for seed in large]
+    assert all(0 <= seed <= 2**32 - 10_000 for seed in made)
+    assert min(abs(a - b) for a in made for b in made if a is not b) > 10_000, "no two share the masks of an epoch"
+    assert made == [training.run_seed(seed) for seed in large]
+
+
+def test_a_run_takes_the_largest_seed(tiny, loaders, engine):
+    student = models.extract_student(tiny[0], [0, 3])
+    options = {"epochs": 1, "learning_rate": 1e-3, "seed": 2**64 - 1, "engine": engine}
+    training.distill(tiny[0], student, loaders, loss_weights={"mlm": 1.0}, temperature=1.0, **options)
+
+
+def test_the_teachers_weights_are_hashed_for_a_logdir_alone(tiny, loaders, engine, tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(training, "weights_sha256", lambda model: hashed.append(model) or "0")
+    options = {"epochs": 1, "learning_rate": 1e-3, "seed": 0, "engine": engine, "temperature": 1.0}
+    student = models.extract_student(tiny[0], [0, 3])
+    training.distill(tiny[0], student, loaders, loss_weights={"mlm": 1.0}, **options)
+    assert hashed == []
+    training.distill(tiny[0], student, loaders, loss_weights={"mlm": 1.0}, logdir=tmp_path / "logs", **options)
+    assert tiny[0] in hashed
+
+
 def test_the_teacher_is_frozen_in_eval_mode_and_without_gradients(tiny, loaders, engine, tmp_path, monkeypatch):
     seen = []
     handle_batch = DistilMLMRunner.handle_batch
@@ -355,7 +381,7 @@ def test_a_pair_that_does_not_fit_is_refused_before_training(tiny, tiny_folder, 
     with pytest.raises(ValueError, match="hidden states have 32 numbers, the teacher's 64"):
         distil(DistilBertForMaskedLM(config), {"cosine": 1.0})
     for weights in ({"kld": 1.0}, {"kl": -1.0}, {"kl": float("nan")}, {"kl": 0.0}, {}):
-        with pytest.raises(ValueError, match=r"names out of \['cosine', 'kl', 'mlm', 'mse'\]"):
+        with pytest.raises(ValueError, match=r"names out of \['attention', 'cosine', 'hidden', 'kl', 'mlm'"):
             distil(student, weights)
     assert not (tmp_path / "logs").exists()
 
@@ -406,6 +432,8 @@ def test_the_rate_kept_of_a_step_is_the_one_it_was_made_with(tiny, loaders, engi
 
 def test_a_student_of_a_distilbert_can_be_distilled_further(tiny, loaders, engine, tmp_path):
     teacher = models.extract_student(tiny[0], [0, 1, 3])
+    with torch.no_grad():
+        teacher.vocab_transform.weight += 0.01  # a head that was trained
     options = {"epochs": 1, "learning_rate": 1e-3, "temperature": 1.0, "seed": 0, "loss_weights": {"kl": 1.0}}
     student = models.extract_student(tiny[0], [0, 3])
     history = training.distill(teacher, student, loaders, engine=engine, logdir=tmp_path, **options)

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 
 from helpers.catalyst_today.history import OPTIMIZER_METRICS
 from helpers.catalyst_today.saving import WRITING, save_folder, written_beside
-from helpers.catalyst_today.steps import trained_model
+from helpers.catalyst_today.steps import trained_model, trained_models
 
 
 class CheckpointCallback(ICheckpointCallback):
@@ -135,8 +135,9 @@ class ResumeCallback(Callback):
 
     It is written after an epoch: the last one, and any other if the file before it is older than `seconds`.
 
-    The file holds the trained model, its optimizer and schedule, float16's loss scaler, the number of the epoch, and
-    the state of every callback and logger that has `state_dict` and `load_state_dict`, or is in `STATE_OF_CATALYSTS`.
+    The file holds the trained model, a projection that is trained beside it, their optimizer and schedule, float16's
+    loss scaler, the number of the epoch, and the state of every callback and logger that has `state_dict` and
+    `load_state_dict`, or is in `STATE_OF_CATALYSTS`.
     Random numbers and the place in the data are functions of the seed and the epoch's number (Catalyst seeds each
     epoch, `EndlessShuffle` orders it), so on one processor a run that was stopped ends with the very weights of one
     that was not. The number of processes may change.
@@ -232,6 +233,8 @@ class ResumeCallback(Callback):
                 f"this one has {', '.join(parts)}. Nothing was overwritten: take another logdir, or move that one away."
             )
         model.load_state_dict(state["model"])
+        for other, kept in zip(trained_models(runner.model)[1:], state.get("others", []), strict=True):
+            runner.engine.unwrap_model(other).load_state_dict(kept)
         runner.optimizer.load_state_dict(state["optimizer"])
         runner.scheduler.load_state_dict(state["scheduler"])
         if runner.engine.scaler is not None and state["scaler"] is not None:
@@ -260,6 +263,7 @@ class ResumeCallback(Callback):
             "stopped": runner.need_early_stop,
             **dict(zip(COUNTERS, (runner.epoch_step, runner.batch_step, runner.sample_step), strict=True)),
             "model": trained_model(runner).state_dict(),
+            "others": [runner.engine.unwrap_model(each).state_dict() for each in trained_models(runner.model)[1:]],
             "optimizer": runner.optimizer.state_dict(),
             "scheduler": runner.scheduler.state_dict(),
             "scaler": None if runner.engine.scaler is None else runner.engine.scaler.state_dict(),

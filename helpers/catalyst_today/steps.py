@@ -21,6 +21,18 @@ def prepared_model(runner) -> torch.nn.Module:
     return runner.model["student"] if isinstance(runner.model, dict) else runner.model
 
 
+def trained_models(model: torch.nn.Module | dict[str, torch.nn.Module]) -> list[torch.nn.Module]:
+    """What a run trains of the models that its runner takes: all but the teacher, the student first."""
+    if not isinstance(model, dict):
+        return [model]
+    return [model["student"], *(each for name, each in model.items() if name not in ("teacher", "student"))]
+
+
+def weights_to_train(model: torch.nn.Module | dict[str, torch.nn.Module]) -> list[torch.nn.Parameter]:
+    """The weights of `trained_models`, which an optimizer gets."""
+    return [weight for each in trained_models(model) for weight in each.parameters()]
+
+
 def trained_model(runner) -> torch.nn.Module:
     """The same, without what the engine has put around it."""
     return runner.engine.unwrap_model(prepared_model(runner))
@@ -122,8 +134,9 @@ class AccumulationCallback(Callback):
     def on_batch_start(self, runner) -> None:
         runner.engine.sync_gradients = runner.batch.get("step_ends", True)
         # Between processes, gradients travel once a step and not once a micro-batch.
-        if isinstance(model := prepared_model(runner), DistributedDataParallel):
-            model.require_backward_grad_sync = runner.engine.sync_gradients
+        for model in trained_models(runner.model):
+            if isinstance(model, DistributedDataParallel):
+                model.require_backward_grad_sync = runner.engine.sync_gradients
 
     def on_exception(self, runner) -> None:
         # accelerate keeps this in a class: the next run in this process would stand still.
@@ -159,5 +172,5 @@ class GradientClippingCallback(Callback):
 
     def on_batch_end(self, runner) -> None:
         if runner.is_train_loader and runner.engine.sync_gradients:
-            norm = runner.engine.clip_grad_norm_(prepared_model(runner).parameters(), self.max_norm)
+            norm = runner.engine.clip_grad_norm_(weights_to_train(runner.model), self.max_norm)
             runner.batch_metrics["gradient_norm"] = norm

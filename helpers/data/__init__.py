@@ -20,33 +20,11 @@ from helpers.data.masked import (
     MaskingCollator,
     masked_lm_loaders,
     masked_targets,
+    token_counts,
+    token_ids,
     token_lengths,
 )
-from helpers.data.texts import bundled_reviews, drop_repeats, read_labelled, read_texts, with_label_names, without_bars
-
-__all__ = [
-    "IGNORED",
-    "EndlessShuffle",
-    "LabelCollator",
-    "LengthGroupedShuffle",
-    "MaskingCollator",
-    "balanced_weights",
-    "bundled_reviews",
-    "drop_repeats",
-    "encode",
-    "label_loaders",
-    "lengths",
-    "masked_lm_loaders",
-    "masked_targets",
-    "near_repeats",
-    "part",
-    "read_labelled",
-    "read_texts",
-    "row_loader",
-    "sentences",
-    "token_lengths",
-    "with_label_names",
-    "with_teacher_logits",
-    "without_bars",
-    "words",
-]
+from helpers.data.texts import bundled_reviews, drop_repeats, read_labelled, read_texts, with_label_names
+from helpers.files.sources import files_of, source_name
+from helpers.files.table import without_bars
+from helpers.files.tokenizer_checks import check_known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import datasets
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from helpers.data.masked import IGNORED, EndlessShuffle, attended, padded
 from helpers.data.texts import without_bars
+from helpers.files.labels import check_classes
 
 SENTENCE_END = re.compile(r"(?<=[.!?…])\s+")
 
@@ -36,6 +36,8 @@ def near_repeats(texts: Sequence[str], least: float = 0.5) -> np.ndarray:
     Two texts are, if the Jaccard index of their sets of three successive words is at least `least`; and so are those
     that a chain of such pairs connects. Shingles that more than a thousand texts share do not count.
     """
+    if not len(texts):
+        return np.zeros(0, dtype=int)
     counts = CountVectorizer(analyzer=_shingles, binary=True, dtype=np.int32).fit_transform(texts)
     counts = counts[:, np.asarray(counts.sum(axis=0)).ravel() <= 1000]
     sizes = np.asarray(counts.sum(axis=1)).ravel()
@@ -89,7 +91,7 @@ def part(
         ``"train"``, ``"valid"``, ``"test"``: ``text`` and ``label``; ``"transfer"``: ``text``.
 
     Raises:
-        ValueError: a class has fewer examples than there are parts.
+        ValueError: a class has fewer examples than there are parts, or no text without label is left.
     """
     generator = np.random.default_rng(seed)
     read = _found_in(labelled, corpus)
@@ -105,26 +107,25 @@ def part(
         f"{len(labelled):,} labelled texts, left out: {len(labelled) - len(own):,} that the corpus holds and "
         f"{len(own) - len(kept):,} near repeats."
     )
+    labels = np.asarray(own["label"])[kept]
+    check_classes(labelled.features["label"].names, labelled["label"], own["label"], labels, len(sizes))
     own = own.select(kept)
-    labels = np.asarray(own["label"])
-    _check_classes(Counter(labelled.features["label"].int2str(labels.tolist())), len(sizes))
     shrink = min(1.0, len(own) / sum(sizes.values()))
     rows = _stratified(labels, {name: int(size * shrink) for name, size in sizes.items()}, generator)
+    if shrink < 1:
+        sizes_made = ", ".join(str(len(numbers)) for numbers in rows.values())
+        print(f"{len(own):,} labelled texts are too few for {sum(sizes.values()):,}: the parts are {sizes_made}.")
     rest = np.setdiff1d(np.arange(len(own)), np.concatenate(list(rows.values())))
     pieces = [pieces[number - len(unread)] for number in np.sort(first[first >= len(unread)])]
     unlabelled = [*own.select(rest)["text"], *pieces][:transfer_texts]
+    if not unlabelled:
+        raise ValueError(
+            "no text is left to distil the task on: CORPUS has no other sentence of 4 to 60 words, and the parts take "
+            "all labelled texts. Lower PART_SIZES, or take another CORPUS."
+        )
     parts = {name: own.select(np.sort(numbers)) for name, numbers in rows.items()}
     transfer = datasets.Dataset.from_dict({"text": unlabelled}, features=own.select_columns("text").features)
     return {**parts, "transfer": transfer}
-
-
-def _check_classes(counts: Counter, parts: int) -> None:
-    for label, count in counts.items():
-        if count < parts:
-            raise ValueError(
-                f"the label {label!r} has {count} different text(s) for {parts} parts: each part needs one. "
-                "Is LABEL_FIELD the right column?"
-            )
 
 
 def _stratified(labels: np.ndarray, sizes: dict[str, int], generator: np.random.Generator) -> dict[str, np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorForLanguageModeling
 
 from helpers.data.texts import drop_repeats, without_bars
+from helpers.files.tokenizer_checks import check_known
 
 IGNORED = -100
 """The label of a position that no loss looks at: torch's own default for cross-entropy."""
@@ -82,7 +85,7 @@ class MaskingCollator:
 
     def __init__(self, tokenizer, probability: float = 0.15):
         self.pad = tokenizer.pad_token_id
-        self.special = torch.tensor(tokenizer.all_special_ids)
+        self.special = torch.tensor([*tokenizer.all_special_ids, *_edges(tokenizer)])
         self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
 
     def mask(self, input_ids: torch.Tensor, generator: torch.Generator | None = None):
@@ -103,7 +106,7 @@ class MaskingCollator:
         return {"input_ids": input_ids, "attention_mask": attended(rows), "labels": labels}
 
 
-def _tokenize(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
+def token_ids(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
     """Token ids of each text, without special tokens: ``input_ids`` (list of int32) and their number, ``length``."""
 
     def encode(batch):
@@ -118,21 +121,36 @@ def _tokenize(texts: datasets.Dataset, tokenizer) -> datasets.Dataset:
 
     # Named by what determines the result, so that the second run finds the first one's cache: a fast tokenizer's own
     # pickle, which `datasets` would hash, changes as it is used.
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    fingerprint = Hasher.hash([texts._fingerprint, tokenizer.backend_tokenizer.to_str(), vocabulary])
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = [file.read_bytes() for file in sorted(Path(folder).iterdir())]
+    fingerprint = Hasher.hash([texts._fingerprint, type(tokenizer).__name__, files])
     with without_bars():
         return texts.map(encode, batched=True, remove_columns=texts.column_names, new_fingerprint=fingerprint)
 
 
 def token_lengths(texts: datasets.Dataset, tokenizer) -> np.ndarray:
     """Number of tokens of each text without special tokens: (texts,) int64."""
-    return _tokenize(texts, tokenizer).with_format("numpy")["length"][:]
+    return token_ids(texts, tokenizer).with_format("numpy")["length"][:]
+
+
+def token_counts(texts: datasets.Dataset, tokenizer) -> np.ndarray:
+    """How often the texts use each token of the vocabulary: (highest id + 1,) int64."""
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    for batch in token_ids(texts, tokenizer).with_format("numpy").iter(1000):
+        counts += np.bincount(np.concatenate(batch["input_ids"]).astype(np.int64), minlength=len(counts))
+    return counts
+
+
+def _edges(tokenizer) -> list[int]:
+    """The ids that a tokenizer puts before and behind a text, whatever it calls them: BERT's [CLS] and [SEP]."""
+    return tokenizer("")["input_ids"]
 
 
 def _blocks(tokens: datasets.Dataset, tokenizer, max_length: int, pack: bool) -> datasets.Dataset:
     """Rows of at most `max_length` ids, [CLS] ... [SEP]: packed from many texts end to end, or one text a row."""
     room = max_length - 2
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    cls, sep = _edges(tokenizer)
 
     def packed(batch):
         stream = [token for ids in batch["input_ids"] for token in [*ids, sep]]
@@ -177,7 +195,7 @@ def masked_lm_loaders(
 
     Args:
         texts: a dataset with a column ``text``.
-        tokenizer: a fast tokenizer with [CLS], [SEP], [MASK] and [PAD].
+        tokenizer: one with [CLS], [SEP], [MASK] and [PAD], whatever it calls them.
         max_length: tokens in a row, [CLS] and [SEP] included.
         batch_size: rows in a batch.
         steps_per_epoch: training batches that Catalyst counts as one epoch; by default as many as one pass over the
@@ -194,14 +212,16 @@ def masked_lm_loaders(
         (batch, length) int64; labels are -100 wherever nothing was masked.
 
     Raises:
-        ValueError: fewer than two different texts, or `max_length` below 3.
+        ValueError: fewer than two different texts, `max_length` below 3, what `check_known` finds, or nothing is to be
+            predicted in the validation part.
     """
     if max_length < 3:
         raise ValueError(f"max_length is {max_length}: a row needs room for [CLS], one token and [SEP], so at least 3.")
     different = drop_repeats(texts)
     if len(different) < 2:
         raise ValueError(f"{len(different)} different text(s): one to train on and one to validate with are needed.")
-    train, valid = _split(_tokenize(different, tokenizer), valid_masks, probability, seed)
+    check_known(different, tokenizer)
+    train, valid = _split(token_ids(different, tokenizer), valid_masks, probability, seed)
     train, valid = (_blocks(part, tokenizer, max_length, pack) for part in (train, valid))
     collate = MaskingCollator(tokenizer, probability)
     generator = torch.Generator().manual_seed(seed)
@@ -218,6 +238,11 @@ def masked_lm_loaders(
     with without_bars():
         # Not cached: `datasets` cannot see the generator's state, on which the result depends.
         valid = valid.map(with_labels, batched=True, load_from_cache_file=False, keep_in_memory=True)
+    if probability > 0 and all(label == IGNORED for labels in valid["labels"] for label in labels):
+        raise ValueError(
+            f"CORPUS: of {sum(map(len, valid['labels']))} tokens in the texts that validate, none is to be predicted. "
+            "Take more texts."
+        )
     # Whole batches: of a smaller last one, some of several processes would get nothing.
     samples = (steps_per_epoch or math.ceil(len(train) / batch_size)) * batch_size
     return {

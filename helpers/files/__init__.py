@@ -1,1 +1,1 @@
-"""Readers of text files in all their forms; reached from `helpers.data` alone."""
+"""Files in all their forms: of texts, reached from `helpers.data`, and of models, reached from `helpers.models`."""

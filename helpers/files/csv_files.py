@@ -1,99 +1,129 @@
-"""What a CSV file is made of: encoding, separator, columns. Knows nothing of what is done with its texts."""
+"""CSV files: separator, names, rows. One reader, the `csv` module, finds the dialect and reads with it."""
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import csv
-import gzip
 import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-import charset_normalizer
+from helpers.files.columns import Rows, Wanted, check_columns
+from helpers.files.sources import endings
+from helpers.files.streams import LONGEST, decoded, encoding_of, line_end, lines_of, sample_of
 
 SEPARATORS = ",;\t"
-LEGACY_ENCODINGS = ["utf_16_le", "utf_16_be", "cp1251", "cp1252"]
+SAMPLE_ROWS = 1000
+"""Rows from which the separator is found out."""
+CERTAIN_ROWS = 10
+"""So many rows of one width show a separator; fewer may have it by chance in each text."""
+QUOTES = (
+    "A text that holds the separator, a quote or a line break needs quotes around it, and each quote within it doubled."
+)
 
 
-def _detect_encoding(path: Path, sample: bytes) -> str:
-    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if sample.startswith(codecs.BOM_UTF8):
-        return "utf-8-sig"
+@contextmanager
+def _long_fields():
+    """Let `csv` read fields of `LONGEST` characters. Its limit is the whole process's: it is put back."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, LONGEST))
     try:
-        # Not final: the sample may end in the middle of a character.
-        codecs.getincrementaldecoder("utf-8")().decode(sample, final=False)
-        if b"\0" not in sample:
-            return "utf-8"
-    except UnicodeDecodeError:
-        pass
-    guess = charset_normalizer.from_bytes(sample, cp_isolation=LEGACY_ENCODINGS).best()
-    if guess is None:
-        raise ValueError(f"{path}: the bytes are neither UTF-8, UTF-16, cp1251 nor cp1252. Save the file as UTF-8.")
-    print(f"{path.name} is not UTF-8: read as {guess.encoding}.")
-    return guess.encoding
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
-def undecodable_line(path: Path, encoding: str) -> int:
-    """The number of the first line that is not in this encoding, counted from 1."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    with _opener(path)(path, "rb") as file:
-        number = 0
-        for number, line in enumerate(file, start=1):  # noqa: B007 the last one counts where nothing is found
-            try:
-                decoder.decode(line)
-            except UnicodeDecodeError:
+def _parsed(lines: Iterable[str], separator: str) -> Iterator[tuple[str, list[str]]]:
+    """(where, fields) of each row; lines that are empty, or blank in a file of several columns, are none.
+
+    Strict: text after a closing quote is an error, and so is a quote that is never closed. csv.Error says where.
+    """
+    reader, row, width = csv.reader(lines, delimiter=separator, strict=True), 1, 1
+    while True:
+        where = f"row {row} (line {reader.line_num + 1})"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise csv.Error(f"{where}: {str(error).partition(' - ')[0]}") from error
+        if fields and (width == 1 or len(fields) > 1 or fields[0].strip()):
+            yield where, fields
+            row, width = row + 1, max(width, len(fields))
+
+
+def _sampled(text: str, separator: str, end: str) -> list[list[str]]:
+    """The first rows of a text, as far as they are CSV with this separator and all have as many fields as the first."""
+    rows = []
+    try:
+        for _, fields in islice(_parsed(io.StringIO(text, newline=end), separator), SAMPLE_ROWS):
+            if rows and len(fields) != len(rows[0]):
                 break
-    return number
+            rows.append(fields)
+    except csv.Error:
+        pass
+    return rows
 
 
-def _opener(path: Path):
-    return {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+def _dialect(path: Path, text: str, end: str, wanted: Wanted, named: bool) -> tuple[str, int, list[int]]:
+    """The separator that gives the wanted columns and fits most rows of a sample, the fields of a row, and the places
+    of the wanted ones."""
+    separators = "\t" if endings(path)[0] == ".tsv" else SEPARATORS
+    sampled = {each: rows for each in separators if (rows := _sampled(text, each, end))}
+    if not sampled:
+        raise ValueError(f"{path}: not readable as CSV: a quote in row 1 is not closed, or text follows it. {QUOTES}")
+    columns = {each: rows[0] if named else range(len(rows[0])) for each, rows in sampled.items()}
+    possible = [each for each in columns if set(wanted.values()) <= set(columns[each])]
+    if not possible:
+        check_columns(path, wanted, max(columns.values(), key=len))
+    several = [each for each in possible if len(columns[each]) > 1]
+    # A separator that a file does not have fits every row. So one that has parted some rows is not given up for it.
+    certain = [each for each in several if len(sampled[each]) >= CERTAIN_ROWS]
+    best = max(len(sampled[each]) for each in certain or possible)
+    fitting = [each for each in certain or possible if len(sampled[each]) == best]
+    if not named and not certain:
+        fitting += [each for each in several if 2 <= len(sampled[each]) < best]
+    places = {each: [list(columns[each]).index(field) for field in wanted.values()] for each in fitting}
+    readings = [[[row[place] for place in places[each]] for row in sampled[each]] for each in fitting]
+    if any(reading != readings[0] for reading in readings):
+        raise ValueError(
+            f"{path}: the separator may be {' or '.join(map(repr, fitting))}: the first rows can be read with each. "
+            "Give the file a row of names, or put quotes around each text."
+        )
+    check_columns(path, wanted, columns[fitting[0]])
+    return fitting[0], len(columns[fitting[0]]), places[fitting[0]]
 
 
-def csv_dialect(path: Path, wanted: dict[str, str | int]) -> tuple[str, str, list[str]]:
-    """Find out from the first megabyte what a CSV file is: (encoding, separator, columns).
+def open_csv(path: Path, wanted: Wanted) -> Rows:
+    """Find out what a CSV file is made of; see `columns` for what is taken and given.
 
-    Args:
-        path: the file.
-        wanted: from the parameter that names it to a column that the file has to have; the separator is the one that
-            gives them. Columns are named as in the first row; where no row names them, they are numbers, counted from
-            0, and the columns returned are "0", "1", ...
+    Columns are named by the first row; where a wanted column is a number, no row names them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, in no encoding known here, without such a column, or row 2 has too many fields.
+        ValueError: the file is empty, cut short, in no encoding known here, without such a column, or not clear in its
+            separator. Reading its rows: one is not CSV, has more or fewer fields than the first, or there is none.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. CORPUS and LABELLED_CORPUS name CSV files, or are 'bundled'.")
-    with _opener(path)(path, "rb") as file:
-        sample = file.read(1 << 20)
-    encoding = _detect_encoding(path, sample)
-    text = codecs.getincrementaldecoder(encoding)().decode(sample, final=False)
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty. A header row and at least two texts are needed.")
-    # The default refuses a field of more than 131,072 characters. The limit is the whole process's: never lowered.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    sample = sample_of(path)
+    named = all(isinstance(field, str) for field in wanted.values())
+    encoding = encoding_of(path, sample, [field for field in wanted.values() if named])
+    text = decoded(sample, encoding)
+    end = line_end(text)
+    with _long_fields():
+        separator, width, places = _dialect(path, text, end, wanted, named)
 
-    def rows(separator: str) -> list[list[str]]:
-        # Rows, not lines: a text of the first row may hold a line break.
-        return list(islice(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 2))
+    def rows() -> Iterator[list[str]]:
+        number = 0
+        try:
+            with _long_fields():
+                for number, (where, fields) in enumerate(_parsed(lines_of(path, encoding, end), separator), start=1):
+                    if len(fields) != width:
+                        raise csv.Error(f"{where} has {len(fields)} fields, the first row {width}")
+                    if number > 1 or not named:
+                        yield [fields[place] for place in places]
+        except csv.Error as error:
+            raise ValueError(f"{path}: not readable as CSV: {error}. {QUOTES}") from error
+        if number == named:
+            raise ValueError(f"{path}: the file has a row of names and no other. At least two texts are needed.")
 
-    firsts = {separator: rows(separator)[0] for separator in SEPARATORS}
-    if any(isinstance(field, int) for field in wanted.values()):
-        firsts = {separator: [str(number) for number in range(len(row))] for separator, row in firsts.items()}
-    separator, columns = max(
-        firsts.items(), key=lambda item: (set(map(str, wanted.values())) <= set(item[1]), len(item[1]))
-    )
-    for parameter, field in wanted.items():
-        if str(field) not in columns:
-            raise ValueError(f"{path}: no column {field!r}. Its columns are {columns}: set {parameter} to one of them.")
-    second = rows(separator)[-1]
-    if len(second) > len(columns):
-        # pandas would take the first columns of such a file for an index, and another column for the text.
-        raise ValueError(
-            f"{path}: not readable as CSV: row 2 has {len(second)} fields, the first row {len(columns)}. "
-            "A text that holds the separator needs quotes around it."
-        )
-    return encoding, separator, columns
+    return rows

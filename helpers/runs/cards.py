@@ -8,16 +8,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from helpers.runs.records import from_root
 
 PACKAGED_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 """What ``"minilm"`` is called on the hub."""
+VALIDATION_PART = "validation part, held out here"
 VERSIONS = ("torch", "catalyst", "transformers", "accelerate", "datasets")
+METRICS = {
+    "f1": "macro F1",
+    "accuracy": "accuracy",
+    "loss": "weighted sum of the losses",
+    "perplexity": "perplexity over the tokens to be predicted",
+    "mlm": "masked-LM cross-entropy",
+    "kl": "KL divergence from the teacher's distribution",
+}
+"""What the metrics are, where the hub's names for them could mean something else too."""
 USES = {
     "fill-mask": 'pipeline("fill-mask", model="this folder")("A text with a [MASK] in it.")',
-    "text-classification": 'pipeline("text-classification", model="this folder")("A text.")',
+    "text-classification": 'pipeline("text-classification", model="this folder", truncation=True)("A text.")',
 }
 
 
@@ -30,8 +41,12 @@ def model_card(
     corpus: str,
     settings: Mapping[str, Any],
     metrics: Mapping[str, float],
+    split: str = "held out here",
 ) -> ModelCard:
     """Say what a model is, what it was made from and how, and how good it is.
+
+    The metrics are of texts that were held out here. The card says so wherever the hub may show them, so that nobody
+    takes them for results on the test set of a data set of that name.
 
     Args:
         title: the card's heading.
@@ -41,13 +56,21 @@ def model_card(
         corpus: what the metrics were measured on: a file, of which the name is told, or a name on the hub.
         settings: what else it was made with, by name.
         metrics: on texts that it was not trained on, by name.
+        split: what these texts are: of `corpus`, but no split that others use.
     """
     on_disk = from_root(teacher).exists()
     shown = PACKAGED_TEACHER if teacher == "minilm" else from_root(teacher).name if on_disk else teacher
     corpus = Path(corpus).name if from_root(corpus).exists() else corpus
-    measured_on = {"dataset_type": corpus, "dataset_name": corpus}
+    measured_on = {"dataset_type": "held-out", "dataset_name": f"{corpus} ({split})", "dataset_split": split}
     results = [
-        EvalResult(task_type=task, metric_type=name, metric_value=value, **measured_on)
+        EvalResult(
+            task_type=task,
+            metric_type=name,
+            metric_name=METRICS.get(name, name),
+            metric_args={"average": "macro"} if name == "f1" else None,
+            metric_value=value,
+            **measured_on,
+        )
         for name, value in metrics.items()
     ]
     data = ModelCardData(
@@ -61,12 +84,21 @@ def model_card(
     made = {"teacher": shown, "corpus": corpus, **settings}
     tables = {
         "What it was made with": {name: f"`{value}`" for name, value in made.items()},
-        "What it reaches": {name: f"{value:.4g}" for name, value in metrics.items()},
+        "What it reaches": {METRICS.get(name, name): f"{value:.4g}" for name, value in metrics.items()},
         "Versions": {"Python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
-    sections = []
+    measured = f"Measured on texts of `{corpus}` ({split}). Others do not use this split: it is no benchmark's result."
+    notes, sections = {"What it reaches": [measured, ""]}, []
     for heading, rows in tables.items():
         lines = [f"| {name} | {value} |" for name, value in rows.items()]
-        sections.append("\n".join([f"## {heading}", "", "| | |", "|---|---|", *lines]))
+        sections.append("\n".join([f"## {heading}", "", *notes.get(heading, []), "| | |", "|---|---|", *lines]))
     use = f"```python\nfrom transformers import pipeline\n\n{USES[task]}\n```"
     return ModelCard("\n\n".join([f"---\n{data.to_yaml()}\n---", f"# {title}", what, use, *sections]) + "\n")
+
+
+def add_table(card: ModelCard, heading: str, table: pd.DataFrame) -> None:
+    """Put a table of texts under a heading at a card's end."""
+    lines = [["", *table.columns], ["---"] * (1 + len(table.columns))]
+    lines += [[str(name), *row] for name, row in zip(table.index, table.values.tolist(), strict=True)]
+    rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    card.content = f"{card.content.rstrip()}\n\n## {heading}\n\n{rows}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from functools import lru_cache
@@ -11,10 +12,19 @@ from typing import Any
 from helpers.catalyst_today.provenance import ROOT
 from helpers.catalyst_today.saving import write_json
 
+SOURCES = ("TEACHER", "STUDENT", "CORPUS", "LABELLED_CORPUS")
+"""The parameters that name files, folders, or what lies on the hub."""
+
 
 def from_root(path: str | Path) -> Path:
     """Take a relative path from the repository's root; from the working folder where only the helpers are installed."""
     return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / Path(path).expanduser()
+
+
+def below_root(path: Path) -> Path:
+    """A path as it is given to a command in the repository's root: `from_root`, the other way round."""
+    root = from_root("")
+    return path.relative_to(root) if path.is_relative_to(root) else path
 
 
 @lru_cache
@@ -27,10 +37,20 @@ def _sha256(file: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
+def texts_from_root(source: str | list | dict) -> str | Path | list | dict:
+    """CORPUS or LABELLED_CORPUS with `from_root`'s paths, in lists and dicts too; names on the hub as they are."""
+    if isinstance(source, dict):
+        return {label: texts_from_root(each) for label, each in source.items()}
+    if isinstance(source, list):
+        return [texts_from_root(each) for each in source]
+    return source if source.startswith("hub:") else from_root(source)
+
+
 def identity(source: str | Path) -> str:
-    """What a file, a model folder or a name stands for: its content's sha256 where it is on disk."""
+    """What a file, a folder, a pattern of files or a name stands for: its content's sha256 where it is on disk."""
     path = from_root(source)
-    files = [path] if path.is_file() else [file for file in sorted(path.glob("*")) if file.is_file()]
+    found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    files = [file for each in found for file in (sorted(each.glob("*")) if each.is_dir() else [each]) if file.is_file()]
     if not files:
         return str(source)
     stats = [(file, file.stat()) for file in files]
@@ -38,8 +58,11 @@ def identity(source: str | Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _identities(source: str | dict[str, str]) -> str | dict[str, str]:
-    return {key: identity(file) for key, file in source.items()} if isinstance(source, dict) else identity(source)
+def identities(source: str | list | dict) -> str | list | dict:
+    """`identity` of each of the sources in a list or a dict."""
+    if isinstance(source, dict):
+        return {key: identities(each) for key, each in source.items()}
+    return [identities(each) for each in source] if isinstance(source, list) else identity(source)
 
 
 def fingerprint(values: dict[str, Any]) -> str:
@@ -55,8 +78,8 @@ def without_output_dir(parameters: dict[str, Any]) -> dict[str, Any]:
 def with_contents(parameters: dict[str, Any]) -> dict[str, Any]:
     """`without_output_dir`, and in place of each file, folder or name what `identity` says of it."""
     settings = without_output_dir(parameters)
-    sources = {name: settings[name] for name in ("TEACHER", "CORPUS", "LABELLED_CORPUS") if name in settings}
-    return settings | {name: _identities(source) for name, source in sources.items()}
+    sources = {name: settings[name] for name in SOURCES if name in settings}
+    return settings | {name: identities(source) for name, source in sources.items()}
 
 
 def record_name(parameters: dict[str, Any]) -> str:

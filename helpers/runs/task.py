@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,17 +13,20 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.catalyst_today.engine import Engine
-from helpers.classification import classifier_of, predict, train_classifier
-from helpers.data import balanced_weights, encode, label_loaders, part, with_teacher_logits
-from helpers.models import extract_student, weights_sha256
-from helpers.runs.cards import model_card
+from helpers.classification import classifier_of, load_baseline, predict, train_classifier
+from helpers.data import balanced_weights, check_known, encode, label_loaders, part, source_name, with_teacher_logits
+from helpers.models import weights_sha256
+from helpers.runs.cards import VALIDATION_PART, model_card
 from helpers.runs.experiment import (
     VALIDATIONS,
     Trained,
-    chosen_layers,
+    cut_at,
     ensure_student,
     labelled_corpus,
+    make_student,
+    prepare_teacher,
     read_corpus,
+    teacher_source,
 )
 from helpers.runs.records import fingerprint, from_root, with_contents
 from helpers.training import warmup_steps
@@ -67,6 +69,21 @@ class Task:
     card: Callable[[int, dict[str, float]], ModelCard]
 
 
+def check_models(parameters: dict[str, Any]) -> None:
+    """Look, before anything is trained, whether TEACHER and BASELINE can read MAX_LENGTH tokens of the labelled texts.
+
+    Raises:
+        FileNotFoundError, ValueError: what `labelled_corpus`, `load_teacher`, `load_baseline` and `check_known` find.
+    """
+    table, most = labelled_corpus(parameters), parameters["MAX_LENGTH"]
+    _, tokenizer = prepare_teacher(parameters)
+    check_known(table, tokenizer, "LABELLED_CORPUS", "TEACHER")
+    if parameters.get("BASELINE") is not None:
+        labels = table.features["label"].names
+        _, tokenizer = load_baseline(teacher_source(parameters["BASELINE"]), labels, seed=0, max_length=most)
+        check_known(table, tokenizer, "LABELLED_CORPUS", "BASELINE")
+
+
 def task_loaders(
     train: datasets.Dataset, valid: datasets.Dataset, tokenizer, batch_size: int, passes: int, seed: int
 ) -> dict[str, DataLoader]:
@@ -75,9 +92,29 @@ def task_loaders(
     return label_loaders(train, valid, tokenizer, batch_size=batch_size, steps_per_epoch=steps, seed=seed)
 
 
+def check_choices(start: str, taught_by: str) -> list[str]:
+    """What is wrong with these arguments of `task`, a sentence each."""
+    faults = []
+    for name, value, known in (("start", start, STARTS), ("taught_by", taught_by, TAUGHT_BY)):
+        if value not in known:
+            faults.append(f"task: {name} is {value!r}; choose one of {', '.join(known)}.")
+    return faults
+
+
+def parted(parameters: dict[str, Any]) -> dict[str, datasets.Dataset]:
+    """The parts of LABELLED_CORPUS, and the texts to distil the task on; see `data.part`.
+
+    Raises:
+        ValueError: what the readers of texts, or `data.part`, raise.
+    """
+    table, corpus = labelled_corpus(parameters), read_corpus(parameters)
+    return part(table, parameters["PART_SIZES"], corpus=corpus, transfer_texts=parameters["TRANSFER_TEXTS"])
+
+
 def task(
     parameters: dict[str, Any],
     teacher: Trained,
+    parts: dict[str, datasets.Dataset],
     *,
     start: str,
     taught_by: str,
@@ -94,6 +131,7 @@ def task(
     Args:
         parameters: checked parameters.
         teacher: as `ensure_teacher` gives it.
+        parts: as `parted` gives them.
         start: one of `STARTS`; ``"distilled"`` is distilled first where no earlier run has left it.
         taught_by: ``"labels"`` or ``"teacher"``.
         teacher_learning_rate: of the teacher's fine-tuning.
@@ -101,19 +139,14 @@ def task(
         title: the heading of the model card.
 
     Raises:
-        ValueError: another `start` or `taught_by`, or what the readers of texts raise.
+        ValueError: another `start` or `taught_by`.
     """
-    if start not in STARTS:
-        raise ValueError(f"start is {start!r}: choose one of {', '.join(STARTS)}.")
-    if taught_by not in TAUGHT_BY:
-        raise ValueError(f"taught_by is {taught_by!r}: choose one of {', '.join(TAUGHT_BY)}.")
-    table, tokenizer = labelled_corpus(parameters), teacher.tokenizer
-    labels, seed = table.features["label"].names, parameters["SEED"]
-    sizes, corpus = parameters["PART_SIZES"], read_corpus(parameters)
-    parts = part(table, sizes, corpus=corpus, transfer_texts=parameters["TRANSFER_TEXTS"])
+    if faults := check_choices(start, taught_by):
+        raise ValueError(" ".join(faults))
+    tokenizer = cut_at(teacher.tokenizer, parameters["MAX_LENGTH"])
+    labels, seed = parts["train"].features["label"].names, parameters["SEED"]
     rows = {name: encode(texts, tokenizer, parameters["MAX_LENGTH"]) for name, texts in parts.items()}
     weights, batch_size = balanced_weights(parts["train"]["label"], len(labels)), parameters["FINE_TUNING_BATCH_SIZE"]
-    layers = chosen_layers(parameters["LAYERS"], teacher.model.config.num_hidden_layers)
     train, valid, passes = rows["train"], rows["valid"], parameters["FINE_TUNING_EPOCHS"]
     loss_weights = {"labels": 1.0}
     if taught_by == "teacher":
@@ -140,22 +173,23 @@ def task(
     if start == "distilled":
         encoder = ensure_student(parameters, teacher, engine=engine).model
     else:
-        encoder = teacher.model if start == "teacher" else extract_student(teacher.model, layers)
+        encoder = teacher.model if start == "teacher" else make_student(parameters, teacher)
+    layers = getattr(encoder.config, "teacher_layers", "its own")
     loaders = task_loaders(train, valid, tokenizer, batch_size, passes, seed)
     steps = VALIDATIONS * len(loaders["train"])
 
     def card(steps: int, metrics: dict[str, float]) -> ModelCard:
         settings = {"start": start, "steps": steps, "losses": loss_weights, "seed": seed}
         source = parameters["LABELLED_CORPUS"]
-        files = ", ".join(Path(file).name for file in (source.values() if isinstance(source, dict) else [source]))
         return model_card(
             title,
             "text-classification",
-            "A classifier on the encoder of a BERT, or of a DistilBERT that was made from it.",
+            "A classifier on the encoder of its teacher, or of a student of that.",
             teacher=parameters["TEACHER"],
-            corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else files,
+            corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else source_name(source),
             settings=settings | ({} if start == "teacher" else {"layers": layers}),
             metrics=metrics,
+            split=VALIDATION_PART,
         )
 
     return Task(

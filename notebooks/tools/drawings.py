@@ -28,6 +28,7 @@ TOUR = {
     "04": "losses",
     "05": "launch",
     "06": "the task",
+    "07": "a small file",
     "08": "grids",
 }
 
@@ -139,7 +140,7 @@ def blocks() -> Axes:
 def masking() -> Axes:
     words = ["[CLS]", "the", "plot", "was", "thin", ",", "the", "actors", "shone", "[SEP]"]
     fates = {2: "[MASK]", 4: "green", 7: "actors"}
-    colors = {2: TEACHER, 4: RANDOM, 7: STUDENT}
+    colors = {2: NEUTRAL, 4: RANDOM, 7: PICKED}
     notes = {2: "80 %:\nhidden", 4: "10 %:\na random token", 7: "10 %:\nkept as it is"}
     ax = canvas(17, 5.2, 0.68)
     rows = {
@@ -237,18 +238,33 @@ def hooks() -> Axes:
     box(ax, 10.6, 5.3, 3.3, 1.0, "on_batch_end\nof every callback", TEACHER)
     arrow(ax, (5.5, 5.8), (6.35, 5.8))
     arrow(ax, (9.7, 5.8), (10.55, 5.8))
-    label(ax, 8.05, 4.85, "your model runs here", STUDENT, fontsize=9)
-    steps = ["losses\n(10)", "their sum\n(20)", "backward\n(30)", "clipping\n(31)"]
-    steps += ["optimizer\n(40)", "schedule\n(50)"]
-    order = "The callbacks of on_batch_end, in the order of their numbers:"
-    label(ax, 2.2, 4.05, order, TEACHER, ha="left")
-    for i, name in enumerate(steps):
+    label(ax, 3.85, 4.95, "self.batch:\nids, mask, labels", NEUTRAL, fontsize=9)
+    label(ax, 8.05, 4.95, "writes logits and hidden\nstates into self.batch", STUDENT, fontsize=9)
+    label(ax, 12.25, 4.95, "reads self.batch, writes\nbatch_metrics", TEACHER, fontsize=9)
+    label(
+        ax,
+        2.2,
+        4.05,
+        "The callbacks of on_batch_end, in the order of their numbers:",
+        TEACHER,
+        ha="left",
+    )
+    steps = {
+        "losses\n(10)": "write kl,\nmlm, cosine",
+        "their sum\n(20)": "writes loss",
+        "backward\n(30)": "loss.backward()",
+        "clipping\n(31)": "gradients",
+        "optimizer\n(40)": "weights",
+        "schedule\n(50)": "learning rate",
+    }
+    for i, (name, touched) in enumerate(steps.items()):
         only_train = i > 1
-        box(ax, 2.2 + 1.97 * i, 2.4, 1.75, 1.1, name, TEACHER, filled=not only_train)
+        box(ax, 2.2 + 1.97 * i, 2.5, 1.75, 1.1, name, TEACHER, filled=not only_train)
+        label(ax, 3.07 + 1.97 * i, 2.1, touched, NEUTRAL, fontsize=9)
         if i:
-            arrow(ax, (1.99 + 1.97 * i, 2.95), (2.17 + 1.97 * i, 2.95), TEACHER)
-    ax.annotate("", (13.8, 2.15), (6.1, 2.15), arrowprops={"arrowstyle": "|-|", "color": NEUTRAL})
-    label(ax, 9.95, 1.75, "only in the train loader", NEUTRAL, fontsize=9)
+            arrow(ax, (1.99 + 1.97 * i, 3.05), (2.17 + 1.97 * i, 3.05), TEACHER)
+    ax.annotate("", (13.8, 1.75), (6.1, 1.75), arrowprops={"arrowstyle": "|-|", "color": NEUTRAL})
+    label(ax, 9.95, 1.42, "only in the train loader", NEUTRAL, fontsize=9)
     return ax
 
 

@@ -1,4 +1,7 @@
-"""The report of `make tutorial`: every notebook that it has run, as pages that need no network."""
+"""The report of `make tutorial`: every notebook that it has run, as pages that need no network.
+
+`make pages` makes the same pages of the committed notebooks.
+"""
 
 from __future__ import annotations
 
@@ -312,3 +315,7 @@ def write(paths: list[Path], target: Path) -> Path:
         shutil.rmtree(target)
     beside.rename(target)
     return target / front.name
+
+
+if __name__ == "__main__":
+    print(write(sorted(NOTEBOOKS.glob(NUMBERED)), ROOT / "artifacts" / "pages"))

@@ -10,15 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from packaging.requirements import Requirement  # ipykernel requires it, so every kernel has it
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_NEEDED = {"jupyterlab"}
@@ -78,7 +74,8 @@ def pip_install(wanted: list[str], kept: list[str]) -> None:
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted, kept = plan(project["dependencies"], installed)
+    own = [*project["dependencies"], *project["optional-dependencies"]["compress"]]
+    wanted, kept = plan(own, installed)
     if wanted:
         modules = packages_distributions().items()
         loaded = {name for module, names in modules if module in sys.modules for name in names}

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
-import nbformat
-from helpers.runs.parameters import PARAMETERS
+from helpers.runs.parameters import PARAMETERS, defaults
 from results import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,17 +25,20 @@ One file serves several notebooks: papermill warns of a name that this notebook 
 which has no effect there. A name that no notebook has, or a value that is not right, stops the \
 notebook before any work.
 
+A value is given by `-p` (a number or a text), by `-y` (anything, as YAML), or in a file (`-f`). \
+The last one counts, and it replaces the whole value: dicts are not merged. `catalyst-run` \
+takes [a file as it is](../../docs/machines.md#on-many-gpus-from-a-file), by the same rules. Each \
+of these is understood:
+
+- `5e-4` is a number. YAML would read it as a text.
+- `-p LAYERS '[0, 3]'` is a list. The same holds for a dict in quotes.
+- `-p TEXT_FIELD 0` is the column named 0. `LABELLED_TEXT_FIELD` and `LABEL_FIELD` take a number \
+for the place of a column; give them such a name by `-r LABEL_FIELD 0`, in a file in quotes.
+
 `tiny.yaml` and `laptop.yaml` run anywhere. The files whose teacher is on the hub have been tried \
 with a tiny teacher of as many layers, not at full size: their steps and learning rates are a start.
 
 """
-
-
-def defaults(path: Path) -> dict[str, object]:
-    """The parameters of a notebook and their values, from the cell that is tagged so."""
-    cells = nbformat.read(path, as_version=4).cells
-    (source,) = (c.source for c in cells if "parameters" in c.metadata.get("tags", []))
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
 
 
 def by_notebook() -> dict[str, dict[str, object]]:

@@ -47,7 +47,7 @@ def gain(record: dict, timings: dict) -> str:
     """README's first figures: the teacher, and students with and without distillation."""
     names = {
         "teacher": "teacher, 6 layers",
-        "distilled_task": "student, 3 layers, distilled: hidden words, then the task",
+        "distilled_task": "student, 3 layers, distilled",
         "extracted": "the same 3 layers, copied and fine-tuned on the labels alone",
     }
     share_head = "share of the teacher's accuracy (95% interval)"

@@ -26,6 +26,7 @@ import setup_cell
 import stale
 import tiny
 from helpers.catalyst_today.provenance import git
+from helpers.runs.student import show_heading
 from sources import Repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,8 @@ COPY = ROOT / "artifacts" / "regenerated"
 MADE = COPY / "made"
 """What the last runs of those notebooks have left whose models others read."""
 GOES_ON = "The same command goes on from here: notebooks and models that are finished are kept."
-READS = {"03": {"02"}, "04": {"02"}, "05": {"02"}, "06": {"02", "03"}, "08": {"02"}}
+READS = {"03": {"02"}, "04": {"02"}, "05": {"02"}, "06": {"02", "03"}}
+READS |= {"07": {"02", "03", "06"}, "08": {"02"}}
 """Whose models a notebook takes, by their numbers."""
 
 
@@ -45,12 +47,6 @@ class Shown(NotebookClient):
         if msg["msg_type"] == "stream":
             print(msg["content"]["text"], end="", flush=True)
         return super().process_message(msg, cell, cell_index)
-
-
-def show_heading(cell, cell_index):
-    for line in cell.source.splitlines() if cell.cell_type == "markdown" else ():
-        if line.startswith("## "):
-            print(f"\n  {line[3:]}", flush=True)
 
 
 def let_interrupts_through(notebook):

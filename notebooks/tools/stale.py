@@ -2,7 +2,7 @@
 
 One is stale when what it shows could be another. Hashes of its code, of the helpers that it reaches
 and of the pins tell in seconds that nothing has changed; where something has, the notebook's tiny
-run decides, unless it is something that no tiny run takes.
+run decides, unless it is something that no tiny run takes or shows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+import nbformat
 import tiny
 from sources import LISTED, Repository
 from syntax import hash_of
@@ -21,7 +22,7 @@ from tolerance import Difference, differences, record_differences
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = "notebooks/records/"
 ALWAYS = {
-    "cells": "code cells changed: {}",
+    "cells": "code cells changed, and no tiny run can judge them: {}",
     "pins": "pins changed: {}",
     "listed": "changed, and no tiny run takes it as the real one does: {}",
     "casts": "what chooses the type of numbers changed, and the tiny run is in float32: {}",
@@ -67,7 +68,25 @@ def changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
 
 def for_tiny_run(before: dict, now: dict) -> list[str]:
     """What has changed of that which a tiny run takes."""
-    return [name for kind in ("helpers", "files") for name in changed(before[kind], now[kind])]
+    kinds = ("cells", "helpers", "files")
+    return [name for kind in kinds for name in changed(before[kind], now[kind])]
+
+
+def cells_beyond_tiny_runs(path: Path) -> set[str]:
+    """The ids of the code cells whose change no tiny run can judge.
+
+    Those that show a picture, or what differs from run to run; the parameters, which a tiny run has
+    of its own; and those that have not been run since they were written.
+    """
+    found = set()
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        shown = {mime for output in cell.outputs for mime in output.get("data", {})}
+        tags = {"parameters", "nbval-ignore-output"} & set(cell.metadata.get("tags", []))
+        if tags or cell.execution_count is None or any("image/" in mime for mime in shown):
+            found.add(cell.id)
+    return found
 
 
 def changed_listed(before: dict, now: dict) -> list[str]:
@@ -94,10 +113,10 @@ def changed_casts(before: dict, now: dict) -> list[str]:
     return lost + [name for name in old if not old[name] and new.get(name)]
 
 
-def always(before: dict, now: dict) -> list[str]:
-    """Why a notebook is stale whatever its tiny run says."""
+def always(before: dict, now: dict, beyond: set[str]) -> list[str]:
+    """Why a notebook is stale whatever its tiny run says; `beyond` are `cells_beyond_tiny_runs`."""
     found = {
-        "cells": changed(before["cells"], now["cells"]),
+        "cells": [each for each in changed(before["cells"], now["cells"]) if each in beyond],
         "pins": changed(before["pins"], now["pins"]),
         "listed": changed_listed(before, now),
         "casts": changed_casts(before, now),
@@ -107,7 +126,10 @@ def always(before: dict, now: dict) -> list[str]:
 
 
 def judge(
-    before: dict, now: dict, tiny_differences: Callable[[], list[Difference]]
+    before: dict,
+    now: dict,
+    tiny_differences: Callable[[], list[Difference]],
+    beyond: set[str] = frozenset(),
 ) -> tuple[list[str], str]:
     """The reasons and the note of a `Verdict`.
 
@@ -115,8 +137,9 @@ def judge(
         before: the sources that what is committed was made from.
         now: those of today.
         tiny_differences: how a tiny run of today differs from the committed one.
+        beyond: the notebook's `cells_beyond_tiny_runs`.
     """
-    if reasons := always(before, now):
+    if reasons := always(before, now, beyond):
         return reasons, ""
     if not (parts := for_tiny_run(before, now)):
         return [], ""
@@ -149,7 +172,8 @@ def check(name: str, repository: Repository) -> Verdict:
     def tiny_differences() -> list[Difference]:
         return list(differences(committed, tiny.outcome(name, now, repository.root)))
 
-    reasons, note = judge(committed["sources"], now, tiny_differences)
+    beyond = cells_beyond_tiny_runs(repository.root / "notebooks" / f"{name}.ipynb")
+    reasons, note = judge(committed["sources"], now, tiny_differences, beyond)
     return Verdict(name, reasons, note, file, {**committed, "sources": now})
 
 
@@ -167,6 +191,8 @@ def check_record(file: Path, repository: Repository) -> Verdict:
     if "stale" in record:
         return Verdict(file.name, [], "", file, record)
     made = record["made_from"]
+    if "part" in made:
+        return check_part(file, record, repository)
     sources = repository.sources(made["notebook"])
     now = of_record(sources, made["notebook"])
 
@@ -176,6 +202,22 @@ def check_record(file: Path, repository: Repository) -> Verdict:
 
     reasons, note = judge(made["sources"], now, tiny_differences)
     renewed = {**record, "made_from": {**made, "sources": now}}
+    return Verdict(file.name, reasons, note, file, renewed)
+
+
+def check_part(file: Path, record: dict, repository: Repository) -> Verdict:
+    """The same of a record of the controls. Runs that the part has got since then are no reason."""
+    made = record["made_from"]
+    now, today = repository.part_sources(made["part"]), {}
+
+    def tiny_differences() -> list[Difference]:
+        found = tiny.part_outcome(made["part"], now, repository.root)["record"]
+        entries = {key: found["entries"].get(key, "nothing") for key in made["record"]["entries"]}
+        today.update(found)
+        return record_differences(made["record"], {**found, "entries": entries})[0]
+
+    reasons, note = judge(made["sources"], now, tiny_differences)
+    renewed = {**record, "made_from": {**made, "sources": now, "record": today}}
     return Verdict(file.name, reasons, note, file, renewed)
 
 

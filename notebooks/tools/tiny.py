@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 import nbformat
@@ -28,13 +28,26 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Of every tiny run, whatever the machine."""
-SHORTER = {  # the control of notebook 04 trains seven students for each seed
+SHORTER = {  # the control of notebook 04 trains seven students for each seed; 07 runs 06
     "00": {"MAX_STEPS": 60, "TEACHER_STEPS": 100},
     "04": {"MAX_STEPS": 40, "TEACHER_STEPS": 100},
     "05": {"MAX_STEPS": 12, "TEACHER_STEPS": 40},
+    "06": {
+        "MAX_STEPS": 60,
+        "TEACHER_STEPS": 150,
+        "MORE_CONTENDERS": [
+            *("random_layers", "mlm_only_task"),
+            *("distilled_task_labelled", "distilled_task_one", "distilled_longer"),
+        ],
+    },
+    "07": {
+        **{"MAX_STEPS": 60, "TEACHER_STEPS": 150, "SEEDS": [0]},
+        "FINE_TUNING_LEARNING_RATES": [3.0e-3],
+    },
     "08": {"MAX_STEPS": 20, "TEACHER_STEPS": 100},
+    "controls": {"MAX_STEPS": 8, "TEACHER_STEPS": 8, "SEEDS": [0]},  # a part has up to 20 runs
 }
-"""What differs from tiny.yaml, by the notebook's number."""
+"""What differs from tiny.yaml, by the notebook's number, or of the controls."""
 FINGERPRINT = re.compile(r"\b[0-9a-f]{10}\b")
 
 
@@ -58,7 +71,7 @@ def parameters(name: str, root: Path = ROOT) -> dict:
     folder = folder_of(name, root).relative_to(root).as_posix()
     return {
         **yaml.safe_load(text),
-        **SHORTER.get(name[:2], {}),
+        **SHORTER.get(name.partition("_")[0], {}),
         "TEACHER": f"{folder}/teacher",
         "OUTPUT_DIR": f"{folder}/output",
         "BASELINE": "baseline",  # notebook 06 takes this one from the kernel's folder
@@ -76,12 +89,8 @@ def inputs(name: str, root: Path = ROOT) -> list:
     ]
 
 
-def execute(name: str, root: Path = ROOT) -> Path:
-    """Run a notebook on tiny data, from an empty folder; the executed copy.
-
-    Raises:
-        TinyRunError: with the end of what papermill said.
-    """
+def prepare(name: str, root: Path = ROOT) -> Path:
+    """Empty a tiny run's folder but for the models that it reads; the file of its parameters."""
     sys.path.insert(0, str(ROOT / "tests"))
     import tiny_teacher  # here: it takes seconds, and where hashes are equal it is not needed
 
@@ -92,14 +101,26 @@ def execute(name: str, root: Path = ROOT) -> Path:
     tiny_teacher.build_baseline(folder / "baseline")
     values = folder / "parameters.yaml"
     values.write_text(yaml.safe_dump(parameters(name, root)), encoding="utf-8")
-    copy = folder / "copy.ipynb"
-    command = [sys.executable, "-m", "papermill", root / "notebooks" / f"{name}.ipynb", copy]
-    command += ["-f", values, "-k", "python3", "--no-progress-bar"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(root), capture_output=True, text=True, check=False
-    )
+    return values
+
+
+def run(name: str, command: list, root: Path = ROOT) -> None:
+    """Run a command in a tiny run's folder. TinyRunError: with the end of what it said."""
+    options = {"cwd": folder_of(name, root), "env": environment(root), "check": False}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, **options)
     if done.returncode:
         raise TinyRunError(f"{name} fails on tiny data:\n{done.stderr[-5000:]}")
+
+
+def execute(name: str, root: Path = ROOT) -> Path:
+    """Run a notebook on tiny data, from an empty folder; the executed copy.
+
+    Raises:
+        TinyRunError: see `run`.
+    """
+    values, copy = prepare(name, root), folder_of(name, root) / "copy.ipynb"
+    command = ["-m", "papermill", root / "notebooks" / f"{name}.ipynb", copy]
+    run(name, [*command, "-f", values, "-k", "python3", "--no-progress-bar"], root)
     return copy
 
 
@@ -168,8 +189,45 @@ def outcome(name: str, sources: dict, root: Path = ROOT) -> dict:
     """What the tiny run shows: ``record`` and ``outputs``; that of these sources is made once.
 
     Raises:
-        TinyRunError: see `execute`.
+        TinyRunError: see `run`.
     """
+
+    def make() -> dict:
+        notebook = nbformat.read(execute(name, root), as_version=4)
+        return {"record": masked(read_record(name, root)), "outputs": texts(notebook)}
+
+    return made_once(name, sources, make, root)
+
+
+def part_outcome(part: str, sources: dict, root: Path = ROOT) -> dict:
+    """The same of a part of the controls, but for ``outputs``.
+
+    The record's entries are without what each token gave. TinyRunError: see `run`.
+    """
+    name = f"controls_{part}"
+
+    def make() -> dict:
+        values, file = prepare(name, root), folder_of(name, root) / "record.json"
+        file.unlink(missing_ok=True)
+        command = [root / "notebooks" / "tools" / "controls.py", part, "--tiny", values, file]
+        run(name, command, root)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        for entry in record["entries"].values():
+            for part_of in (entry, entry.get("task", {})):
+                part_of.pop("correct", None)
+            del entry["fingerprint"]  # of the files' bytes, among others
+        entries = record["entries"]
+        kept = {"scored_masked_tokens": record["scored_masked_tokens"], "entries": entries}
+        if "tested_texts" in record:
+            sizes = record["parameters"]["PART_SIZES"]
+            kept["parts"] = {each: sizes[each] for each in ("valid", "test")}
+        return {"record": kept}
+
+    return made_once(name, sources, make, root)
+
+
+def made_once(name: str, sources: dict, make: Callable[[], dict], root: Path) -> dict:
+    """What `make` gives, with the sources that it was made from; kept until these change."""
     folder = folder_of(name, root)
     kept = folder / "outcome.json"
     with alone(folder):
@@ -178,11 +236,6 @@ def outcome(name: str, sources: dict, root: Path = ROOT) -> dict:
             if found["sources"] == sources:
                 return found
         kept.unlink(missing_ok=True)
-        notebook = nbformat.read(execute(name, root), as_version=4)
-        found = {
-            "sources": sources,
-            "record": masked(read_record(name, root)),
-            "outputs": texts(notebook),
-        }
+        found = {"sources": sources, **make()}
         kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found

@@ -1,11 +1,7 @@
-"""Each distillation loss, and what is measured beside it, as a pure function of tensors. Knows nothing of Catalyst.
+"""Losses of what a model predicts, at the masked positions: they need nothing but logits.
 
-All sums are taken in float32 (or the wider type of the inputs), whatever autocast gives. A batch with nothing masked
-gives a loss of zero that can be backpropagated, not NaN. The losses of logits go through them a few rows at a time and
-keep one gradient of their size, not several copies in float32; see `_SumOverRows`.
-
-Each is a sum over tokens divided by `count`, by default the number of tokens given. A step that is made of several
-micro-batches gives the number in all of them, so that the parts add up to the loss of the whole.
+The losses of logits go through them a few rows at a time and keep one gradient of their size, not several copies in
+float32; see `_SumOverRows`.
 """
 
 from __future__ import annotations
@@ -14,15 +10,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
-def _wide_dtype(tensor: Tensor) -> torch.dtype:
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """The type that the sums over a tensor are taken in."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_wide_dtype(tensor))
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or its own type where that is wider."""
+    return tensor.to(wide_dtype(tensor))
 
 
 def at_least_one(count: int | Tensor) -> int | Tensor:
@@ -30,7 +27,8 @@ def at_least_one(count: int | Tensor) -> int | Tensor:
     return count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
 
 
-def _mean(total: Tensor, tokens: int, count: int | Tensor | None) -> Tensor:
+def mean(total: Tensor, tokens: int | Tensor, count: int | Tensor | None) -> Tensor:
+    """A sum over tokens divided by `count`; where that is None, by their own number, or one."""
     return total / (at_least_one(tokens) if count is None else count)
 
 
@@ -54,15 +52,15 @@ class _SumOverRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, of_rows: Callable, logits: Tensor, other: Tensor) -> Tensor:
-        wide = _wide_dtype(logits)
-        at_once = BYTES_AT_ONCE.get(logits.device.type, 2**28) // (logits.shape[-1] * wide.itemsize)
-        total = torch.zeros((), dtype=wide, device=logits.device)
+        wide_type = wide_dtype(logits)
+        at_once = BYTES_AT_ONCE.get(logits.device.type, 2**28) // (logits.shape[-1] * wide_type.itemsize)
+        total = torch.zeros((), dtype=wide_type, device=logits.device)
         gradient = None
         if ctx.needs_input_grad[1]:
-            gradient = torch.empty_like(logits, dtype=wide if logits.dtype == torch.float16 else logits.dtype)
+            gradient = torch.empty_like(logits, dtype=wide_type if logits.dtype == torch.float16 else logits.dtype)
         for start in range(0, len(logits), max(at_once, 1)):
             rows = slice(start, start + max(at_once, 1))
-            loss, slope = of_rows(logits[rows].to(wide, copy=True), other[rows])
+            loss, slope = of_rows(logits[rows].to(wide_type, copy=True), other[rows])
             total += loss
             if gradient is not None:
                 gradient[rows] = slope
@@ -109,7 +107,7 @@ def masked_lm_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None =
         loss = (_normalizer(logits, probabilities) - logits.gather(1, targets)[:, 0]).sum()
         return loss, probabilities.scatter_add_(1, targets, torch.full_like(logits[:, :1], -1))
 
-    return _mean(_sum_over_rows(of_rows, logits, targets), len(targets), count)
+    return mean(_sum_over_rows(of_rows, logits, targets), len(targets), count)
 
 
 def kl_div_loss(
@@ -120,7 +118,7 @@ def kl_div_loss(
     .. math:: \frac{T^2}{n} \sum_i \sum_v p_{iv} \log\frac{p_{iv}}{q_{iv}},
         \quad p_i = \mathrm{softmax}(t_i / T), \quad q_i = \mathrm{softmax}(s_i / T)
 
-    The factor :math:`T^2` keeps the gradient's size as the temperature rises.
+    The gradient shrinks like :math:`1/T^2` where :math:`T` is large; the factor :math:`T^2` undoes that (section 2).
 
     Args:
         student_logits, teacher_logits: (masked, vocabulary), any float type. No gradient reaches the teacher's.
@@ -135,39 +133,13 @@ def kl_div_loss(
     """
 
     def of_rows(student, teacher):
-        student, teacher = student.div_(temperature), _wide(teacher) / temperature
+        student, teacher = student.div_(temperature), wide(teacher) / temperature
         q, p = student.softmax(dim=-1), teacher.softmax(dim=-1)
         normalizers = _normalizer(student, q) - _normalizer(teacher, p)
         divergence = torch.linalg.vecdot(p, teacher.sub_(student)) + normalizers
         return temperature**2 * divergence.sum(), q.sub_(p).mul_(temperature)
 
-    return _mean(_sum_over_rows(of_rows, student_logits, teacher_logits), len(student_logits), count)
-
-
-def cosine_loss(
-    student_hidden: Tensor, teacher_hidden: Tensor, attention_mask: Tensor, count: int | Tensor | None = None
-) -> Tensor:
-    """One minus the cosine between student's and teacher's hidden states (Sanh et al. 2019, section 2).
-
-    Args:
-        student_hidden, teacher_hidden: (batch, length, hidden), any float type. No gradient reaches the teacher's.
-        attention_mask: (batch, length), 1 where there is a token, 0 where there is padding.
-        count: what to divide the sum over attended tokens by.
-
-    Returns:
-        A scalar from 0 (parallel) to 2 (opposite): the mean over attended tokens.
-
-    Raises:
-        ValueError: the hidden sizes differ.
-    """
-    if student_hidden.shape != teacher_hidden.shape:
-        raise ValueError(
-            f"hidden states of shapes {tuple(student_hidden.shape)} and {tuple(teacher_hidden.shape)}: "
-            "the cosine loss compares vectors of one size."
-        )
-    attended = attention_mask.bool()
-    student, teacher = _wide(student_hidden[attended]), _wide(teacher_hidden[attended].detach())
-    return _mean((1 - F.cosine_similarity(student, teacher, dim=-1)).sum(), len(student), count)
+    return mean(_sum_over_rows(of_rows, student_logits, teacher_logits), len(student_logits), count)
 
 
 def mse_loss(student_logits: Tensor, teacher_logits: Tensor, count: int | Tensor | None = None) -> Tensor:
@@ -188,7 +160,7 @@ def mse_loss(student_logits: Tensor, teacher_logits: Tensor, count: int | Tensor
         difference, vocabulary = student.sub_(teacher), student.shape[-1]
         return difference.square().sum() / vocabulary, difference.mul_(2 / vocabulary)
 
-    return _mean(_sum_over_rows(of_rows, student_logits, teacher_logits), len(student_logits), count)
+    return mean(_sum_over_rows(of_rows, student_logits, teacher_logits), len(student_logits), count)
 
 
 def perplexity(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,18 +1,10 @@
-"""The losses and the metrics as Catalyst callbacks. Knows nothing of how logits were made.
-
-The keys read from the runner's batch: ``s_logits`` and ``t_logits`` (masked, vocabulary), ``s_hidden_states`` and
-``t_hidden_states`` (tuples of (batch, length, hidden)), ``attention_mask`` and ``labels`` (batch, length). Of a
-classifier, logits are (batch, classes) and ``labels`` (batch,). A micro-batch also tells the counts of its whole step,
-as ``step_logits``, ``step_labels`` and ``step_attended``.
-"""
+"""The base class of losses and metrics, and those of what a model predicts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import warnings
 
 import torch
-from catalyst import dl
 from catalyst.core.callback import Callback, CallbackOrder
 from torch import Tensor
 from torch.nn import functional as F
@@ -90,21 +82,6 @@ class KLDivLossCallback(LoaderMeanCallback):
         return losses.kl_div_loss(batch["s_logits"], batch["t_logits"], self.temperature, count)
 
 
-class CosineLossCallback(LoaderMeanCallback):
-    """`losses.cosine_loss` between the last hidden states, over attended tokens."""
-
-    def __init__(self, metric_key: str = "cosine"):
-        super().__init__(metric_key)
-
-    def measure(self, batch, count):
-        student, teacher = batch["s_hidden_states"][-1], batch["t_hidden_states"][-1]
-        return losses.cosine_loss(student, teacher, batch["attention_mask"], count)
-
-    def count(self, batch):
-        own = batch["attention_mask"].sum()
-        return own, batch.get("step_attended", own)
-
-
 class MSELossCallback(LoaderMeanCallback):
     """`losses.mse_loss` between the logits."""
 
@@ -121,6 +98,10 @@ class PerplexityCallback(MaskedLanguageModelCallback):
     It leaves nothing in ``runner.batch_metrics``: the metrics of micro-batches add up, and perplexities do not. Where a
     `MaskedLanguageModelCallback` has left its loss there as ``mlm``, that loss is taken and not computed again.
 
+    Where a teacher runs along, the first validation takes its perplexity, too, from the logits that are there anyway. A
+    warning says where it is above the size of the vocabulary, which is that of a model that guesses evenly: then there
+    is nothing to learn from it. (With several processes, the first one's share of the validation part decides.)
+
     Args:
         metric_key: the name under which the perplexity stands.
     """
@@ -128,12 +109,35 @@ class PerplexityCallback(MaskedLanguageModelCallback):
     def __init__(self, metric_key: str = "perplexity"):
         super().__init__(metric_key)
         self.order = CallbackOrder.Metric + 1
+        self.teacher_is_known = False
+
+    def on_loader_start(self, runner) -> None:
+        super().on_loader_start(runner)
+        self.teacher_total, self.vocabulary = 0.0, None
 
     @torch.no_grad()
     def on_batch_end(self, runner) -> None:
         self.loss = runner.batch_metrics.get("mlm")
         super().on_batch_end(runner)
         del runner.batch_metrics[self.metric_key], self.loss
+        if runner.is_valid_loader and not self.teacher_is_known and "t_logits" in runner.batch:
+            logits = runner.batch["t_logits"]
+            loss = losses.masked_lm_loss(logits, masked_targets(runner.batch), count=1)
+            self.teacher_total, self.vocabulary = self.teacher_total + loss.detach(), logits.shape[-1]
+
+    def on_loader_end(self, runner) -> None:
+        super().on_loader_end(runner)
+        if self.vocabulary is None:
+            return
+        self.teacher_is_known = True
+        perplexity = self.finish(float(self.teacher_total) / max(float(self.tokens), 1))
+        if perplexity > self.vocabulary and runner.engine.is_main_process:
+            warnings.warn(
+                f"the teacher's perplexity on the validation part is {perplexity:,.0f}, above the {self.vocabulary:,} "
+                "tokens of its vocabulary. It guesses worse than evenly among them, so the student has nothing to "
+                "learn from it. Is TEACHER a trained model, and one for the language of CORPUS?",
+                stacklevel=2,
+            )
 
     def measure(self, batch, count):
         return super().measure(batch, count) if self.loss is None else self.loss
@@ -190,43 +194,3 @@ class ConfusionCallback(Callback):
         if runner.is_valid_loader:
             counts = runner.engine.reduce(self.confusion, reduction="sum").view(self.classes, self.classes)
             runner.loader_metrics.update(losses.accuracy_and_macro_f1(counts.cpu()))
-
-
-LOSSES = {
-    "mlm": MaskedLanguageModelCallback,
-    "kl": KLDivLossCallback,
-    "cosine": CosineLossCallback,
-    "mse": MSELossCallback,
-}
-"""The names that LOSS_WEIGHTS may hold."""
-
-TASK_LOSSES = {"labels": LabelLossCallback, "kl": KLDivLossCallback, "mse": MSELossCallback}
-"""The names that TASK_LOSS_WEIGHTS may hold: what teaches a classifier."""
-
-
-def loss_weights_form(losses: Iterable[str]) -> str:
-    """What weights of these losses have to be, in words."""
-    return f"a dict from names out of {sorted(losses)} to weights of at least 0, not all 0"
-
-
-def are_loss_weights(value, losses: Iterable[str]) -> bool:
-    """True if `value` is what `loss_weights_form` says."""
-    return (
-        isinstance(value, dict)
-        and set(value) <= set(losses)
-        and all(type(weight) in (int, float) and math.isfinite(weight) and weight >= 0 for weight in value.values())
-        and sum(value.values()) > 0
-    )
-
-
-def weighted_sum(weights: dict[str, float], losses: dict[str, LoaderMeanCallback]) -> dict[str, Callback]:
-    """The losses that have a weight above zero, and the callback that adds them up as ``loss``.
-
-    Raises:
-        ValueError: an unknown name, or a weight that is negative or not finite, or all of them zero.
-    """
-    if not are_loss_weights(weights, losses):
-        raise ValueError(f"loss weights {weights!r}: they have to be {loss_weights_form(losses)}.")
-    used = {name: weight for name, weight in weights.items() if weight > 0}
-    total = dl.MetricAggregationCallback("loss", metrics=used, mode="weighted_sum")
-    return {**{name: losses[name] for name in used}, "loss": total}
