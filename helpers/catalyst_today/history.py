@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -23,7 +24,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.notebook import tqdm as widget_tqdm
 
-from helpers.catalyst_today.saving import written_beside
+from helpers.catalyst_today.saving import write_json, written_beside
 
 OPTIMIZER_METRICS = ("lr", "momentum", "gradient_norm")
 """Metrics of a step as a whole. All others are sums over tokens, and those of its micro-batches add up."""
@@ -188,6 +189,7 @@ class EpochCSVLogger(CSVLogger):
     def __init__(self, logdir: str | Path):
         super().__init__(str(logdir), use_logdir_postfix=True)
         self.rows: dict[str, list[dict[str, float]]] = {}
+        self.hparams: dict[str, Any] = {}
 
     def state_dict(self) -> dict:
         """What a resumed run needs: see `checkpoints.ResumeCallback`."""
@@ -199,6 +201,9 @@ class EpochCSVLogger(CSVLogger):
         for loader_key in self.rows:
             self._write(loader_key)
 
+    def log_hparams(self, hparams, runner=None) -> None:
+        self.hparams = dict(hparams)  # written with the first row: a run that is then refused overwrites nothing
+
     def log_metrics(self, metrics, scope, runner) -> None:
         # Not at the epoch's end: that is logged after the callbacks, so the state would be without the row.
         if scope == "loader":
@@ -209,6 +214,7 @@ class EpochCSVLogger(CSVLogger):
     def _write(self, loader_key: str) -> None:
         with written_beside(Path(self.logdir) / f"{loader_key}.csv") as beside:
             pd.DataFrame(self.rows[loader_key]).to_csv(beside, index=False)
+        write_json(Path(self.logdir) / "hparams.json", self.hparams)
 
 
 class EpochTensorboardLogger(TensorboardLogger):
