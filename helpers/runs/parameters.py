@@ -93,14 +93,6 @@ def _has_repeats(values: list) -> bool:
     return any(value in values[:i] for i, value in enumerate(values))
 
 
-MORE_CONTENDERS = {
-    "random_layers",
-    "mlm_only_task",
-    "distilled_task_labelled",
-    "distilled_task_one",
-    "distilled_longer",
-}
-
 text = (lambda value: isinstance(value, str) and value != "", "a text that is not empty")
 field = (
     lambda value: (isinstance(value, str) and value != "") or (type(value) is int and value >= 0),

@@ -30,11 +30,8 @@ def below_root(path: Path) -> Path:
 @lru_cache
 def _sha256(file: Path, size: int, changed: int) -> str:
     """Of a file's bytes; read once as long as its size and its time of change (in nanoseconds) are the same."""
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        for piece in iter(lambda: opened.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def texts_from_root(source: str | list | dict) -> str | Path | list | dict:

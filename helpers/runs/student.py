@@ -19,7 +19,7 @@ from helpers.catalyst_today.provenance import ROOT
 from helpers.models import check_width, trim_vocabulary
 from helpers.runs import experiment, task
 from helpers.runs.parameters import PARAMETERS, as_meant, as_spelled, check_parameters, defaults, did_you_mean
-from helpers.runs.records import from_root, record_name
+from helpers.runs.records import below_root, from_root, record_name
 
 NOTEBOOKS = ("03_runner", "06_sentiment_evaluation", "07_compression")
 
@@ -100,7 +100,7 @@ def run(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     if record.is_file():
         print(f"\n{path.stem} has already run with these values.")
     else:
-        print(f"\n{path.stem} runs. You can read it in {here(copy)}.", flush=True)
+        print(f"\n{path.stem} runs. You can read it in {below_root(copy)}.", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         options = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"], "cwd": path.parent}
         options |= {"progress_bar": False, "stdout_file": sys.stdout, "on_cell_start": show_heading}
@@ -109,16 +109,11 @@ def run(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(record.read_text(encoding="utf-8"))
 
 
-def here(path: Path) -> Path:
-    """A path as it may be given in the folder where the command was."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def use(path: Path, values: dict[str, Any], record: dict[str, Any]) -> str:
     """The folder that a notebook has left, and the three lines that use what is in it."""
     output = from_root(values["OUTPUT_DIR"])
     if path.stem == "07_compression":
-        folder = here(output / path.stem / record["folder"])
+        folder = below_root(output / path.stem / record["folder"])
         lines = ["from helpers.runs.answer import Classifier", f"answer = Classifier({str(folder)!r})"]
         return "\n".join(["", f"The classifier as a file: {folder}", "", *lines, 'print(answer("Your text."))'])
     task_name, what, options, text = "text-classification", "The classifier", ", truncation=True", "Your text."
@@ -128,8 +123,11 @@ def use(path: Path, values: dict[str, Any], record: dict[str, Any]) -> str:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         text = values["SENTENCES"][0].replace("[MASK]", settings["mask_token"])
     lines = ["from transformers import pipeline"]
-    lines += [f"answer = pipeline({task_name!r}, model={str(here(folder))!r}{options})", f"print(answer({text!r}))"]
-    return "\n".join(["", f"{what}: {here(folder)}", "", *lines])
+    lines += [
+        f"answer = pipeline({task_name!r}, model={str(below_root(folder))!r}{options})",
+        f"print(answer({text!r}))",
+    ]
+    return "\n".join(["", f"{what}: {below_root(folder)}", "", *lines])
 
 
 def main(arguments: list[str]) -> int:
