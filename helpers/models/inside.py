@@ -11,12 +11,9 @@ from transformers import PreTrainedModel
 
 from helpers.models.families import family_of
 
-QKV = tuple[Tensor, Tensor, Tensor]
-"""Query, key and value of one layer, each (batch, heads, length, width)."""
-
 
 @contextmanager
-def recorded_qkv(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[dict[int, QKV]]:
+def recorded_qkv(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[dict[int, tuple[Tensor, ...]]]:
     """Record, by forward hooks, the queries, keys and values that some layers compute meanwhile.
 
     A ModernBERT's are those before the rotation of its positions.
