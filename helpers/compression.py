@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -101,18 +102,6 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-@contextmanager
-def _finished(file: Path) -> Iterator[Path]:
-    """Give a path in the same folder; what was written there gets the name `file` if nothing was raised."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".writing-{file.name}")
-    try:
-        yield beside
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def open_session(file: Path) -> onnxruntime.InferenceSession:
     """Open an ONNX file on the processor.
 
@@ -158,25 +147,29 @@ def export_onnx(model: PreTrainedModel, file: Path) -> float:
     """
     wrapped, config = _Logits(model).eval(), model.config
     shape = {0: "batch", 1: "length"}
-    with _finished(file) as beside:
-        try:
-            with quiet():
-                program = torch.onnx.export(
-                    wrapped,
-                    _sample(config, 2, 8),
-                    dynamo=True,
-                    input_names=INPUTS,
-                    output_names=["logits"],
-                    dynamic_shapes=dict.fromkeys(INPUTS, shape),
-                    verbose=False,
-                )
-        except torch.onnx.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(
-                f"{type(model).__name__} cannot be exported: {reason} Take a model of operators that ONNX has."
-            ) from error
-        onnx.save(_without_traces(program.model_proto), beside)
-        return _check_export(wrapped, config, beside, file)
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                wrapped,
+                _sample(config, 2, 8),
+                dynamo=True,
+                input_names=INPUTS,
+                output_names=["logits"],
+                dynamic_shapes=dict.fromkeys(INPUTS, shape),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported: {reason} Take a model of operators that ONNX has."
+        ) from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent) as beside:
+        written = Path(beside) / file.name
+        onnx.save(_without_traces(program.model_proto), written)
+        largest = _check_export(wrapped, config, written, file)
+        os.replace(written, file)
+    return largest
 
 
 def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -243,13 +236,16 @@ def quantize(
         ValueError: see `open_session`.
     """
     open_session(file)
-    with _finished(target) as beside, quiet():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent) as beside, quiet():
+        written = Path(beside) / target.name
         quantize_dynamic(
             file,
-            beside,
+            written,
             op_types_to_quantize=operators,
             per_channel=per_channel,
             reduce_range=needs_reduced_range() if reduce_range is None else reduce_range,
             weight_type=QuantType.QInt8,
         )
-        open_session(beside)
+        open_session(written)
+        os.replace(written, target)
