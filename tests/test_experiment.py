@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from helpers import evaluation, models
-from helpers.data import token_counts
+from helpers.data import masked_lm_loaders, token_counts
 from helpers.runs import experiment, records
+from helpers.runs.experiment import made
 from helpers.runs.parameters import check_parameters
 
 
@@ -154,10 +155,10 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     corpus = tmp_path / "corpus.csv"
     corpus.write_text("text\none\ntwo\n")
     values = {**parameters, "CORPUS": str(corpus)}
-    before = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
+    before = made._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     record = records.write_record(values, "03_runner", {}, {})
     corpus.write_text("text\none\nthree\n")
-    edited = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
+    edited = made._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     assert edited != before
     records.write_record(values, "03_runner", {}, {})
     assert len(list(record.parent.glob("metrics-*.json"))) == 2
@@ -165,10 +166,10 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     folder = tmp_path / "teacher"
     shutil.copytree(parameters["TEACHER"], folder)
     values["TEACHER"] = str(folder)
-    before = experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
+    before = made._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD)
     config = folder / "config.json"
     config.write_text(config.read_text().replace("0.1", "0.2"))
-    assert experiment._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD) != before
+    assert made._teacher_values(values, trained=True, engine=None, recipe=experiment.HEAD) != before
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_an_edited_corpus_or_teacher_is_another(parameters, tmp_path):
     [("MAX_LENGTH", 65, "TEACHER .* takes 64 tokens at most"), ("LAYERS", [0, 9], "layers 0 to 3, so not")],
 )
 def test_what_the_teacher_cannot_do_is_said_before_it_is_trained(parameters, monkeypatch, name, value, message):
-    monkeypatch.setattr(experiment, "train_masked_lm", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr(made, "train_masked_lm", lambda *args, **kwargs: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
         experiment.ensure_teacher({**parameters, name: value})
 
@@ -198,7 +199,7 @@ def test_a_teacher_with_its_own_head_is_taken_as_it_is(parameters, tiny, tmp_pat
 def test_scores_against_counts_by_hand(tiny, sentences, engine):
     teacher, tokenizer = tiny
     student = models.extract_student(teacher, [0, 3])
-    loader = experiment.masked_lm_loaders(sentences, tokenizer, max_length=16, batch_size=5, valid_masks=10**6)["valid"]
+    loader = masked_lm_loaders(sentences, tokenizer, max_length=16, batch_size=5, valid_masks=10**6)["valid"]
     mask = tokenizer.mask_token_id
     both = evaluation.masked_lm_scores({"student": student, "teacher": teacher}, teacher, loader, engine, mask)
     scores, own = both["student"], both["teacher"]
@@ -237,7 +238,7 @@ def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its
     first = experiment.ensure_teacher(parameters, engine)
     recipe = experiment.HeadRecipe(learning_rate=2e-3, token_frequencies=True)
     other = experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine, recipe)
-    assert "head" not in experiment._teacher_values(parameters, True, engine, experiment.HeadRecipe())
+    assert "head" not in made._teacher_values(parameters, True, engine, experiment.HeadRecipe())
     assert other.recipe == recipe
     assert first.recipe == experiment.HEAD
     names = {teacher.folder.name for teacher in (first, other)}

@@ -416,8 +416,15 @@ def test_a_listed_part_that_has_moved_or_is_listed_no_more_is_no_reason(reposito
     (reason,) = verdict(repository).reasons
     assert "helpers.data.read (a reason)" in reason
     monkeypatch.setitem(LISTED, "helpers.files.read", "a reason")
-    assert "helpers.data.read" not in str(verdict(repository).reasons)
+    tiny_run.append(SHOWN)
+    assert verdict(repository).reasons == []
     monkeypatch.delitem(LISTED, "helpers.data.read")
+    tiny_run.append(SHOWN)
+    assert verdict(repository).reasons == []
+    edit(repository / "helpers/files.py", "'read'", "'I have read'")
+    (reason,) = verdict(repository).reasons
+    assert reason.endswith(": helpers.files.read (a reason)"), "moved, and changed"
+    edit(repository / "helpers/files.py", "'I have read'", "'read'")
     monkeypatch.delitem(LISTED, "helpers.files.read")
     tiny_run.append(SHOWN)
     assert verdict(repository).reasons == []

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from helpers.data import source_name
 from helpers.runs.records import from_root
 
 PACKAGED_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -94,6 +95,52 @@ def model_card(
         sections.append("\n".join([f"## {heading}", "", *notes.get(heading, []), "| | |", "|---|---|", *lines]))
     use = f"```python\nfrom transformers import pipeline\n\n{USES[task]}\n```"
     return ModelCard("\n\n".join([f"---\n{data.to_yaml()}\n---", f"# {title}", what, use, *sections]) + "\n")
+
+
+def teacher_card(
+    parameters: Mapping[str, Any], title: str, steps: int, metrics: Mapping[str, float], learning_rate: float
+) -> ModelCard:
+    """The card of a teacher whose masked-LM head was trained here.
+
+    Args:
+        parameters: those that it was trained with.
+        title: the card's heading.
+        steps: optimizer steps that its weights have seen.
+        metrics: of the validation part, by name.
+        learning_rate: of that training.
+    """
+    what = "Its masked-LM head, which the checkpoint lacked, was trained together with its encoder."
+    settings = _training(parameters, steps, ("VOCABULARY",))
+    settings |= {"blocks in a batch": parameters["TEACHER_BATCH_SIZE"], "learning rate": learning_rate}
+    return _masked_lm_card(parameters, title, what, settings, metrics)
+
+
+def student_card(
+    parameters: Mapping[str, Any], title: str, steps: int, metrics: Mapping[str, float], layers: list[int]
+) -> ModelCard:
+    """The card of a student of these layers of its teacher; the others as `teacher_card`'s."""
+    weights = {name: weight for name, weight in parameters["LOSS_WEIGHTS"].items() if weight > 0}
+    how = "trained by masked LM alone" if set(weights) == {"mlm"} else "distilled from it"
+    shape = {"distilbert": "A DistilBERT of its teacher's layers", "same": "A model of its teacher's layers"}
+    kind = parameters.get("STUDENT", "distilbert")
+    what = f"{shape[kind]} {layers}, {how}." if kind in shape else f"A student with a shape of its own, {how}."
+    settings = _training(parameters, steps, ("VOCABULARY", "FEED_FORWARD"))
+    settings |= {"blocks in a batch": parameters["BATCH_SIZE"], "learning rate": parameters["LEARNING_RATE"]}
+    settings |= {"losses": weights, "temperature": parameters["TEMPERATURE"], "seed": parameters["SEED"]}
+    return _masked_lm_card(parameters, title, what, settings, metrics)
+
+
+def _training(parameters: Mapping[str, Any], steps: int, cuts: tuple[str, ...]) -> dict[str, Any]:
+    made = {"tokens in a block": parameters["MAX_LENGTH"], "steps": steps}
+    return made | {name: parameters[name] for name in cuts if parameters.get(name) is not None}
+
+
+def _masked_lm_card(
+    parameters: Mapping[str, Any], title: str, what: str, settings: dict[str, Any], metrics: Mapping[str, float]
+) -> ModelCard:
+    corpus = "stanfordnlp/imdb" if parameters["CORPUS"] == "bundled" else source_name(parameters["CORPUS"])
+    source = {"teacher": parameters["TEACHER"], "corpus": corpus}
+    return model_card(title, "fill-mask", what, **source, settings=settings, metrics=metrics, split=VALIDATION_PART)
 
 
 def add_table(card: ModelCard, heading: str, table: pd.DataFrame) -> None:

@@ -33,8 +33,8 @@ from helpers.catalyst_today.engine import is_main_process
 from helpers.data import files_of
 from helpers.models import MaskedPositionLM
 from helpers.runner import DistilMLMRunner, MaskedLMRunner, distillation_models
+from helpers.runs.cards import student_card
 from helpers.runs.experiment import Trained, chosen_layers, corpus_loaders, make_student, split_steps
-from helpers.runs.experiment import card as experiment_card
 from helpers.runs.parameters import check_parameters, did_you_mean, uneven
 from helpers.runs.records import below_root, fingerprint, from_root, texts_from_root, with_contents, without_output_dir
 from helpers.runs.task import Task, check_choices
@@ -286,7 +286,7 @@ def model(weights: dict[str, float], teacher: PreTrainedModel, student: PreTrain
 def card(trained: Trained, values: dict[str, Any], logdir: str) -> Callable[[int, dict[str, float]], ModelCard]:
     """From steps and validation metrics to the student's model card."""
     layers = chosen_layers(values["LAYERS"], trained.model.config.num_hidden_layers)
-    return partial(experiment_card, values, Path(logdir).name, layers=layers)
+    return partial(student_card, values, Path(logdir).name, layers=layers)
 
 
 def classifier(task: Task):

@@ -35,8 +35,8 @@ LISTED = {
     "helpers.models.minilm_l3": PACKAGED,  # with the sha256 of its file, so no pin is needed
     "helpers.models.student.spread_layers": MIDDLE,
     "helpers.data.texts.bundled_reviews": PACKAGED,
-    "helpers.runs.experiment.read_corpus": PACKAGED,
-    "helpers.runs.experiment.labelled_corpus": PACKAGED,
+    "helpers.runs.experiment.texts.read_corpus": PACKAGED,
+    "helpers.runs.experiment.texts.labelled_corpus": PACKAGED,
     "helpers.catalyst_today.engine.default_precision": BFLOAT16,
     "helpers.catalyst_today.engine.Engine.prepare_model": BFLOAT16,
     "helpers.losses.outputs._SumOverRows": SIZE,
@@ -45,7 +45,7 @@ LISTED = {
     "helpers.data.masked.VALID_MASKS": SIZE,
     "helpers.data.labelled.near_repeats": SIZE,
     "helpers.data.labelled.LengthGroupedShuffle": SIZE,
-    "helpers.runs.experiment.EPOCH_STEPS": SIZE,
+    "helpers.runs.experiment.texts.EPOCH_STEPS": SIZE,
     "notebooks/records/control_320_steps.json": AS_THEY_ARE,
 }
 """What no tiny run takes as the real one does, and why: a change of it makes stale by itself."""

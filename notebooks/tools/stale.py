@@ -92,8 +92,8 @@ def cells_beyond_tiny_runs(path: Path) -> set[str]:
 def changed_listed(before: dict, now: dict) -> list[str]:
     """What is in `LISTED`, has been reached before, and is not there any more as it was.
 
-    A new function of a listed module changes nothing by itself. What has been listed since then
-    has changed if its module has.
+    A new function of a listed module changes nothing by itself, and neither does a move to another
+    module. What has been listed since then has changed if its module has.
     """
 
     def entry(name: str) -> str | None:
@@ -102,7 +102,8 @@ def changed_listed(before: dict, now: dict) -> list[str]:
     old, new = before["listed"], now["listed"]
     known, touched = {entry(name) for name in old}, tuple(for_tiny_run(before, now))
     found = [name for name in old if entry(name) and old[name] not in new.values()]
-    found += [name for name in new if entry(name) not in known and name.startswith(touched)]
+    later = [name for name in new if entry(name) not in known and new[name] not in old.values()]
+    found += [name for name in later if name.startswith(touched)]
     return [f"{name.rstrip('.')} ({LISTED[entry(name)]})" for name in found]
 
 
