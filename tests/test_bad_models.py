@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +13,6 @@ import datasets
 import papermill
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
@@ -473,15 +470,6 @@ def papermill_06(parameters: dict, folder: Path) -> str:
     return str(caught.value)
 
 
-def catalyst_run(parameters: dict, folder: Path, pipeline: str) -> str:
-    (folder / "mine.yml").write_text(yaml.safe_dump({"parameters": parameters}, allow_unicode=True), encoding="utf-8")
-    configs = [f"notebooks/configs/{pipeline}.yml", "notebooks/configs/tiny.yml", str(folder / "mine.yml")]
-    program = str(Path(sys.executable).parent / "catalyst-run")
-    done = subprocess.run([program, "-C", *configs], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode != 0
-    return done.stdout + done.stderr
-
-
 def georgian(folder: Path, name: str) -> str:
     rows = [f"{text} {other};{number % 2}" for number, text in enumerate(GEORGIAN * 10) for other in GEORGIAN]
     (folder / name).write_text("\n".join(["text;label", *rows]), encoding="utf-8")
@@ -510,14 +498,3 @@ def test_the_notebook_looks_at_labelled_texts_before_anything_is_trained(paramet
     own = {"LABELLED_CORPUS": georgian(tmp_path, "own.csv"), "LABELLED_TEXT_FIELD": "text", "LABEL_FIELD": "label"}
     assert "LABELLED_CORPUS: 100% of the tokens" in papermill_06(parameters | own, tmp_path)
     assert nothing_was_made(tmp_path / "artifacts")
-
-
-@pytest.mark.parametrize("pipeline", ["distill", pytest.param("sentiment", marks=pytest.mark.slow)])
-def test_catalyst_run_trains_on_nothing_that_the_teacher_does_not_know(pipeline, tiny_folder, tmp_path):
-    own = {"TEACHER": str(tiny_folder), "OUTPUT_DIR": str(tmp_path / "out"), "CORPUS": georgian(tmp_path, "own.csv")}
-    if pipeline == "sentiment":
-        own |= {"LABELLED_CORPUS": own["CORPUS"], "LABELLED_TEXT_FIELD": "text", "LABEL_FIELD": "label"}
-    said = catalyst_run(own, tmp_path, pipeline)
-    corpus = "CORPUS" if pipeline == "distill" else "LABELLED_CORPUS"
-    assert f"{corpus}: 100% of the tokens in a sample of its texts are [UNK], unknown to TEACHER's tokenizer" in said
-    assert nothing_was_made(tmp_path / "out")

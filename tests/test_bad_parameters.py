@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import parameter_table
 
 CONFIGS = ROOT / "notebooks" / "configs"
+GEORGIAN = "წვიმა მოდიოდა ცარიელ მოედანზე. ექიმმა ორი წერილი დაწერა."
 TINY = ["-f", str(ROOT / "notebooks" / "parameters" / "tiny.yaml")]
 
 
@@ -56,6 +57,7 @@ def files(tmp_path, tiny_folder):
         "one": write("one.csv", ["a", "a "] * 20),
         "rare": write("rare.csv", ["a"] * 38 + ["b"] * 2),
         "good": write("good.csv", ["a", "b"] * 20),
+        "georgian": write("georgian.csv", ["a", "b"] * 20, [" ".join([GEORGIAN] * n) for n in range(1, 41)]),
     }
 
 
@@ -121,8 +123,10 @@ def test_papermill(notebook, given, sentence, files, monkeypatch):
         check_parameters(namespace)
 
 
+UNKNOWN = "100% of the tokens in a sample of its texts are [UNK], unknown to TEACHER's tokenizer"
 COLUMNS = "Its columns are ['language', 'text']: set TEXT_FIELD to one of them."
-CATALYST_RUN = [  # the pipeline, the last config file, the last line, its own file standing before it where it is {own}
+CATALYST_RUN = [  # the pipeline, the last config file (None: not there), the last line, {own} being that file
+    ("distill", None, "ValueError: Path '{own}' doesn't exist!"),  # Catalyst's own, before anything of ours is called
     ("distill", "parameters:", "{own}: section 'parameters' is empty: write names and values under it, or drop it."),
     ("distill", "callbacks: [kl]", "{own}: section 'callbacks' is ['kl']: write names and values under it, or drop"),
     ("distill", "calbacks: {}", "{own}: there is no section 'calbacks'; did you mean callbacks?"),
@@ -177,6 +181,8 @@ CATALYST_RUN = [  # the pipeline, the last config file, the last line, its own f
         "parameters: {LABELLED_CORPUS: '{good}', CORPUS: '{good}', TEXT_FIELD: review}",
         "the label 'a' has 0 different text(s) for 3 parts: each part needs one. 20 of its 20 texts stand in CORPUS, 0",
     ),
+    ("distill", "parameters: {CORPUS: '{georgian}', TEXT_FIELD: review}", f"CORPUS: {UNKNOWN}"),
+    ("sentiment", "parameters: {LABELLED_CORPUS: '{georgian}'}", f"LABELLED_CORPUS: {UNKNOWN}"),
 ]
 
 
@@ -188,11 +194,10 @@ def test_catalyst_run(pipeline, own, sentence, files, tmp_path, monkeypatch, cap
     named = {**files, "own": last}
 
     def filled(text):
-        return re.sub(
-            r"\{(own|teacher|file|folder|unlabelled|several|one|rare|good)\}", lambda found: str(named[found[1]]), text
-        )
+        return re.sub(rf"\{{({'|'.join(named)})\}}", lambda found: str(named[found[1]]), text)
 
-    last.write_text(filled(own))
+    if own is not None:
+        last.write_text(filled(own))
     configs = [CONFIGS / f"{pipeline}.yml", CONFIGS / "tiny.yml", here, last]
     monkeypatch.setattr(sys, "argv", ["catalyst-run", "-C", *map(str, configs)])
     monkeypatch.setattr(REGISTRY, "_vars_dict", {})

@@ -196,25 +196,39 @@ def test_token_counts_against_counting_by_hand():
 
 LOAD = """
 import json, sys
+from pathlib import Path
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-AutoModelForMaskedLM.from_pretrained(sys.argv[1])
-guess = pipeline("fill-mask", model=sys.argv[1], device="cpu")(f"the cat {tokenizer.mask_token} .", top_k=1)
-print(json.dumps([tokenizer(json.loads(sys.argv[2]))["input_ids"], guess[0]["token"]]))
+found = {}
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    AutoModelForMaskedLM.from_pretrained(folder)
+    texts = json.loads(sys.argv[2]) + [f"a {tokenizer.mask_token} mat"]
+    guess = pipeline("fill-mask", model=str(folder), device="cpu")(f"the cat {tokenizer.mask_token} .", top_k=1)
+    found[folder.name] = [tokenizer(texts)["input_ids"], guess[0]["token"]]
+print(json.dumps(found))
 """
+READ = [*TEXTS["text"][:4], "zebra, jqx!"]
 
 
-def test_what_is_saved_reads_the_same_ids_in_another_process(pair, tmp_path):
-    model, tokenizer = pair
-    small, trimmed = models.trim_vocabulary(model, tokenizer, TEXTS, len(tokenizer) - 5)
-    small = models.narrow_feed_forward(small, 20, batches(trimmed))
-    small.save_pretrained(tmp_path)
-    trimmed.save_pretrained(tmp_path)
-    texts = [*TEXTS["text"][:4], "zebra, jqx!", f"a {trimmed.mask_token} mat"]
-    command = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(texts)]
+@pytest.fixture(scope="module")
+def saved_and_read(tmp_path_factory):
+    """Of each family, what is cut and saved; and what another process makes of it: ids of texts, and a guess."""
+    cut, folder = {}, tmp_path_factory.mktemp("saved")
+    for name, make in FAMILIES.items():
+        model, tokenizer = make()
+        small, trimmed = models.trim_vocabulary(model, tokenizer, TEXTS, len(tokenizer) - 5)
+        cut[name] = models.narrow_feed_forward(small, 20, batches(trimmed)), trimmed
+        for part in cut[name]:
+            part.save_pretrained(folder / name)
+    command = [sys.executable, "-c", LOAD, str(folder), json.dumps(READ)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    ids, guess = json.loads(done.stdout.splitlines()[-1])
-    assert ids == trimmed(texts)["input_ids"]
+    return cut, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_saved_reads_the_same_ids_in_another_process(family, saved_and_read):
+    (small, trimmed), (ids, guess) = (each[family] for each in saved_and_read)
+    assert ids == trimmed([*READ, f"a {trimmed.mask_token} mat"])["input_ids"]
     inputs = trimmed(f"the cat {trimmed.mask_token} .", return_tensors="pt")
     with torch.no_grad():
         expected = small(**inputs).logits[inputs["input_ids"] == trimmed.mask_token_id].argmax()
