@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import subprocess
 import sys
 
 import nbformat
@@ -244,6 +246,32 @@ def test_files_that_a_string_names_are_reached_and_what_they_name(repository):
     found = Repository(repository).sources("01_one")
     assert list(found["files"]) == ["notebooks/02_two.ipynb", "notebooks/configs/run.yml"]
     assert {"helpers.data", "helpers.runs.launch", "helpers.losses"} <= found["helpers"].keys()
+
+
+def test_the_one_hash_is_the_same_in_every_process():
+    code = "import sources; print(sources.Repository().sha256('03_runner'))"
+    tools = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'notebooks' / 'tools'}"}
+
+    def told(seed):
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=tools | {"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+
+    assert told("1") == told("2")
+
+
+def test_a_program_that_a_string_names_counts_as_code(repository):
+    program = repository / "notebooks" / "tools" / "program.py"
+    program.parent.mkdir()
+
+    def reached(text):
+        program.write_text(text, encoding="utf-8")
+        return Repository(repository).sources("01_one")
+
+    write_notebook(repository, ["!python {ROOT / 'notebooks/tools/program.py'}", "x = 'notebooks/tools/program.py'"])
+    found = reached("from helpers.runs import launch\n")
+    assert {"helpers.runs.launch", "helpers.losses"} <= found["helpers"].keys()
+    assert reached("# A note.\nfrom helpers.runs import launch\n")["files"] == found["files"]
+    assert reached("from helpers.runs import launch as one\n")["files"] != found["files"]
 
 
 def test_a_cell_is_what_it_does_and_shows(repository):

@@ -183,9 +183,14 @@ class Repository:
         return hashes, Code("\n".join(python))
 
     def files(self, code: Code) -> list[Path]:
-        """The files that a string in some code names by their path, or notebooks/ by their name."""
+        """The files that a string in some code names by their path, or notebooks/ by their name.
+
+        A program, such as one that a cell starts, only by its path.
+        """
         found = []
-        for text in sorted(text for text in code.strings if Path(text).suffix in READ_FILES):
+        kinds = {text: Path(text).suffix for text in code.strings}
+        programs = {text for text in code.strings if kinds[text] == ".py" and "/" in text}
+        for text in sorted({text for text in kinds if kinds[text] in READ_FILES} | programs):
             beside = [] if "/" in text else sorted((self.root / "notebooks").rglob(text))
             found += [file for file in (self.root / text, *beside) if file.is_file()]
         return found
@@ -211,6 +216,9 @@ class Repository:
         if file.suffix == ".ipynb":
             hashes, code = self.cells(file)
             return hash_of(list(hashes.items())), code
+        if file.suffix == ".py":
+            code = Code(file.read_text(encoding="utf-8"))
+            return code.sha256, code
         names = MODULE_NAME.findall(file.read_text(encoding="utf-8"))
         return hash_of(file.read_bytes()), Code("\n".join(f"import {name}" for name in names))
 
@@ -250,7 +258,7 @@ class Repository:
                 names = set().union(*(other.identifiers(other.tree.body) for other in others))
                 listed |= {
                     f"{each}.{part}": hash_of(Dump(messages=False)(modules[each].parts[part]))
-                    for part in modules[each].used(names)
+                    for part in sorted(modules[each].used(names))
                 }
             elif found := find(each, modules):
                 listed[each] = hash_of(Dump(messages=False)(found[1]))
