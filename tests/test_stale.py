@@ -407,10 +407,18 @@ def test_a_source_that_is_shown_counts_to_the_letter(committed, tiny_run):
     assert verdict(committed).reasons == ["changed, and its source is shown: helpers.losses.loss"]
 
 
-def test_a_source_that_a_folder_of_modules_hands_on_is_found_where_it_is_defined():
-    printed = Repository(ROOT).sources("04_loss_callbacks")["printed"]
-    shown = ["KLDivLossCallback", "LoaderMeanCallback.on_batch_end"]
-    assert list(printed) == [f"helpers.callbacks.{name}" for name in shown]
+def test_a_source_that_a_folder_of_modules_hands_on_is_found_where_it_is_defined(repository):
+    write_helpers(
+        repository,
+        {
+            "shapes.__init__": "from helpers.shapes.circles import Circle\n",
+            "shapes.circles": "class Circle:\n    def area(self):\n        return 3\n",
+        },
+    )
+    shown = ["inspect.getsource(shapes.Circle)", "inspect.getsource(shapes.Circle.area)"]
+    write_notebook(repository, ["import inspect\nfrom helpers import shapes", *shown])
+    printed = Repository(repository).sources("01_one")["printed"]
+    assert list(printed) == ["helpers.shapes.Circle", "helpers.shapes.Circle.area"]
 
 
 def test_a_picture_that_a_notebook_does_not_draw_makes_it_not_stale(committed, tiny_run):
