@@ -292,7 +292,7 @@ def test_a_notebook_leads_to_the_next(path):
     assert any("Next: [" in cell.source and f"({following})" in cell.source for cell in read(path))
 
 
-@pytest.mark.parametrize("path", PATHS[:4], ids=NAMES[:4])
+@pytest.mark.parametrize("path", PATHS[:5], ids=NAMES[:5])
 def test_a_reader_of_the_first_notebooks_gets_a_sentence_after_three_cells_of_code_at_most(path):
     kinds = "".join(cell.cell_type[0] for cell in read(path))
     assert "cccc" not in kinds.replace("c", "", 1)  # the set-up cell is folded
