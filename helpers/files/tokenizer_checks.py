@@ -66,7 +66,11 @@ def check_known(texts: datasets.Dataset, tokenizer, what: str = "CORPUS", model:
         ValueError: nine tenths or more are [UNK], or no token has a letter.
     """
     sample = texts.select(range(0, len(texts), max(1, len(texts) // 1000)))["text"]
-    ids = [number for text in sample for number in tokenizer(text[:2000], add_special_tokens=False)["input_ids"]]
+    ids = [
+        number
+        for text in sample
+        for number in tokenizer(text[:2000], add_special_tokens=False, verbose=False)["input_ids"]
+    ]
     unknown = ids.count(tokenizer.unk_token_id)
     pieces = [piece for piece in tokenizer.convert_ids_to_tokens(ids) if any(map(str.isalpha, piece))]
     known = sum(piece != tokenizer.unk_token for piece in pieces)

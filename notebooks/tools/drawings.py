@@ -15,7 +15,7 @@ import nbformat
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch
 from helpers.plots import NEUTRAL, STUDENT, TEACHER, arrow, box
 
 ROOT = Path(__file__).resolve().parents[2]
