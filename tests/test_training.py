@@ -80,6 +80,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny, load
     assert not weights_equal(one, other)
 
 
+def test_an_engine_keeps_its_precision_and_device_when_another_one_is_made():
+    """As in notebook 03, whose first engine has the GPU and scores after a second one in float32 on the processor."""
+    first = Engine("bf16")
+    before = {name: vars(first.state)[name] for name in ("device", "_mixed_precision", "num_processes")}
+    second = Engine("no", cpu=True)
+    assert (first.mixed_precision, second.mixed_precision) == ("bf16", "no")
+    assert second.state.__dict__ is not first.state.__dict__
+    assert {name: vars(first.state)[name] for name in before} == before
+
+
 def test_any_seed_fits_into_what_numpy_takes_and_small_ones_are_as_ever():
     assert [training.run_seed(seed) for seed in (0, 1, 2, 99_991)] == [0, 10_000, 20_000, 999_910_000]
     large = [429_496, 429_497, 429_498, 20_240_501, 2**32, 2**63, 2**64 - 1]

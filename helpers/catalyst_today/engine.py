@@ -105,6 +105,7 @@ class Engine(dl.Engine):
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+        self.state.__dict__ = dict(self.state.__dict__)  # its own, which the next engine leaves as it is
         self.new_scaler = copy.deepcopy(self.scaler)
         if self.device.type == "cpu":
             keep_freed_memory()
