@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 import nbformat
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
@@ -295,92 +294,122 @@ def positions() -> Axes:
     return ax
 
 
-def encoders() -> Axes:
-    """Where each contender of notebook 06 takes its encoder from."""
-    ax = canvas(16, 8.2, 0.66)
-    box(ax, 0.3, 4.3, 3.4, 1.5, "teacher\nall layers, trained\nin notebook 02", TEACHER)
-    box(ax, 5.9, 4.3, 3.4, 1.5, "extracted\nsome of its layers,\nnothing after that", STUDENT)
-    box(ax, 12.1, 6.1, 3.6, 1.5, "distilled\nthe student\nof notebook 03", STUDENT)
-    box(ax, 12.1, 2.9, 3.6, 1.5, "mlm_only\nmasked LM alone,\nas many steps", STUDENT)
-    box(ax, 5.9, 0.4, 3.4, 1.5, "random\nthe same shape,\nrandom weights", STUDENT, filled=False)
-    box(ax, 12.1, 0.4, 3.6, 1.5, "baseline\na published student,\nmade by others", NEUTRAL)
-    arrow(ax, (3.75, 5.05), (5.85, 5.05))
-    label(ax, 4.8, 5.35, "copied", style="italic")
-    arrow(ax, (9.35, 5.35), (12.05, 6.55))
-    label(ax, 11.3, 5.3, "trained on reviews: learns\nfrom teacher and text", fontsize=9)
-    arrow(ax, (9.35, 4.75), (12.05, 3.85))
-    label(ax, 10.2, 3.75, "trained on the same\nreviews: learns from\nthe text alone", fontsize=9)
-    style = {"arrowstyle": "-|>", "lw": 1.4, "ls": "--", "color": TEACHER}
-    style |= {"connectionstyle": "angle,angleA=90,angleB=180,rad=6"}
-    ax.annotate("", (12.05, 7.2), (2.0, 5.85), arrowprops=style)
-    label(ax, 6.9, 7.5, "its outputs are the target", TEACHER, style="italic")
-    label(ax, 2.0, 1.15, "no weight and no output\nof the teacher", NEUTRAL, style="italic")
+def seven_losses() -> Axes:
+    """Which tensors of teacher and student each loss compares; six layers to three."""
+    ax = canvas(16.4, 11.4, 0.6)
+    box(ax, 5.6, 0.1, 4.4, 0.65, "masked tokens, a dict batch", NEUTRAL)
+    pairs, both = {1: 0, 3: 1, 5: 2}, {"arrowstyle": "<|-|>", "color": "black", "lw": 1.3}
+
+    def compare(left: float, right: float, y: float, name: str) -> None:
+        ax.annotate("", (right, y), (left, y), arrowprops=both)
+        label(ax, (left + right) / 2, y + 0.22, name, weight="bold", fontsize=11)
+
+    for x, color, side in ((0.6, TEACHER, 3.2), (9.8, STUDENT, 0.1)):
+        own = range(6) if color == TEACHER else pairs
+        heights = [1.35 + 1.2 * row for row in own]
+        for number, y in enumerate(heights):
+            box(ax, x, y, 4.6, 0.72, f"layer {number}", color)
+            if number:
+                arrow(ax, (x + 2.3, heights[number - 1] + 0.72), (x + 2.3, y), color)
+            if color == STUDENT or number in pairs:
+                box(ax, x + side, y + 0.12, 1.3, 0.48, "q  k  v", color, filled=False)
+                if y < 7:  # above the last layer stands a box instead
+                    ax.plot(x + 2.3, y + 0.96, "o", color=color, markersize=7)
+        arrow(ax, (x + 2.3, 8.07), (x + 2.3, 8.6), color)
+        box(ax, x, 8.6, 4.6, 0.72, "last hidden states", color, filled=False)
+        arrow(ax, (x + 2.3, 9.32), (x + 2.3, 9.85), color)
+        box(ax, x, 9.85, 4.6, 0.72, "logits, picked positions", color, filled=False)
+    arrow(ax, (7.0, 0.75), (2.9, 1.33), NEUTRAL)
+    arrow(ax, (8.6, 0.75), (12.1, 2.53), NEUTRAL)
+    for row in pairs:
+        name = "attention, relation" if row == 5 else "attention"
+        compare(5.22, 9.78, 1.71 + 1.2 * row, name)
+        if row < 5:
+            compare(3.0, 12.0, 2.31 + 1.2 * row, "hidden")
+    compare(5.22, 9.78, 8.88, "cosine, hidden")
+    compare(5.22, 9.78, 10.13, "kl, mse")
+    box(ax, 15.15, 9.72, 1.2, 0.98, "original\ntokens", NEUTRAL)
+    compare(14.42, 15.13, 10.13, "mlm")
+    label(ax, 2.9, 11.0, "teacher", TEACHER, weight="bold")
+    label(ax, 12.1, 11.0, "student", STUDENT, weight="bold")
     return ax
 
 
-def lessons() -> Axes:
-    """What a contender of notebook 06 learns the task from; the numbers are those of its text."""
-    ax = canvas(16.4, 7.6, 0.66)
-    frame(ax, 0.2, 0.2, 5.6, 7.2, "lesson 1: the labels")
-    frame(ax, 6.2, 0.2, 10, 7.2, "lesson 2: the teachers' logits")
-    both = {"arrowstyle": "<|-|>", "color": "black", "lw": 1.4}
-    box(ax, 0.6, 0.7, 2.2, 1.1, "a labelled\ntext", NEUTRAL)
-    box(ax, 0.6, 2.7, 2.2, 1.1, "any\ncontender", STUDENT)
-    arrow(ax, (1.7, 1.85), (1.7, 2.65))
-    box(ax, 0.6, 4.7, 2.2, 1.1, "its logits\n(1, 0)", STUDENT, filled=False)
-    arrow(ax, (1.7, 3.85), (1.7, 4.65))
-    box(ax, 3.4, 4.7, 2.2, 1.1, "label:\nnegative", PICKED)
-    ax.annotate("", (3.37, 5.25), (2.83, 5.25), arrowprops=both)
-    label(ax, 3.1, 6.3, "cross-entropy", weight="bold")
-    box(ax, 8.8, 0.7, 5.2, 1.1, "any text, with or without a label", NEUTRAL)
-    box(ax, 6.5, 2.7, 2.2, 1.1, "a student", STUDENT)
-    box(ax, 6.5, 4.7, 2.2, 1.1, "its logits\n(1, 0)", STUDENT, filled=False)
-    arrow(ax, (9.4, 1.85), (7.7, 2.65))
-    arrow(ax, (7.6, 3.85), (7.6, 4.65))
-    for i, given in enumerate(("(2, -1)", "(1, 0)", "(3, -2)")):
-        x = 9.6 + 2.2 * i
-        box(ax, x, 2.7, 2, 1.1, f"teacher,\nseed {i}", TEACHER)
-        arrow(ax, (11.4 + 0.6 * i, 1.85), (x + 1, 2.65))
-        label(ax, x + 1, 4.15, given, TEACHER)
-    arrow(ax, (12.8, 4.3), (12.8, 4.7), TEACHER)
-    box(ax, 11.2, 4.75, 3.2, 1.0, "their mean (2, -1)", TEACHER, filled=False)
-    ax.annotate("", (11.17, 5.25), (8.73, 5.25), arrowprops=both)
-    label(ax, 9.95, 6.3, "mean squared difference", weight="bold")
-    label(ax, 13.8, 6.3, "no label needed", NEUTRAL, style="italic")
+def table_of_cells(
+    ax: Axes, x: float, y: float, rows: int, columns: int, color: str, **style
+) -> None:
+    """Small squares; (x, y) is the lower left corner."""
+    for row in range(rows):
+        for column in range(columns):
+            corner = x + 0.4 * column, y + 0.4 * row
+            ax.add_patch(Rectangle(corner, 0.4, 0.4, ec="white", lw=1.5, fc=color, **style))
+
+
+def relations() -> Axes:
+    """What the relation loss and the attention loss compare, for one text of three tokens."""
+    ax = canvas(16.4, 6.9, 0.68)
+    names = {
+        0.2: ("relation", "queries with queries\n(and keys with keys, values with values)"),
+        8.6: ("attention", "queries with keys,\none head with the same head"),
+    }
+    for x, (name, what) in names.items():
+        label(ax, x, 6.55, name, ha="left", weight="bold", fontsize=12)
+        label(ax, x + 2.1, 6.55, what, NEUTRAL, ha="left", fontsize=9)
+        wide = {"relation": (4, 2), "attention": (2, 2)}[name]
+        for y, color, width in ((3.9, TEACHER, wide[0]), (0.7, STUDENT, wide[1])):
+            end = x + 1.3 + 0.4 * width
+            table_of_cells(ax, x + 0.5, y, 3, width, color)
+            label(ax, x + 0.5 + 0.2 * width, y + 1.5, "Q", color, weight="bold")
+            label(ax, x + 0.9 + 0.4 * width, y + 0.6, "×", fontsize=14)
+            table_of_cells(ax, end, y + 0.6 - 0.2 * width, width, 3, color, alpha=0.75)
+            other = "Qᵀ" if name == "relation" else "Kᵀ"
+            label(ax, end + 0.6, y + 0.9 + 0.2 * width, other, color, weight="bold")
+            arrow(ax, (end + 1.35, y + 0.6), (x + 6.0, y + 0.6))
+            if name == "relation":
+                label(ax, (end + 1.35 + x + 6.0) / 2, y + 0.85, "softmax", fontsize=9)
+            table_of_cells(ax, x + 6.1, y, 3, 3, color, alpha=0.55)
+            label(ax, x + 0.35, y + 0.6, "tokens", NEUTRAL, rotation=90, fontsize=9)
+        label(ax, x + 0.5, 5.95, "teacher", TEACHER, ha="left", weight="bold")
+        label(ax, x + 0.5, 2.75, "student", STUDENT, ha="left", weight="bold")
+        ends = {"arrowstyle": "<|-|>", "color": "black", "lw": 1.4}
+        ax.annotate("", (x + 6.7, 3.85), (x + 6.7, 1.95), arrowprops=ends)
+        how = "KL of\neach row" if name == "relation" else "squared\ndifference\nof each cell"
+        label(ax, x + 6.5, 2.9, how, ha="right", weight="bold", fontsize=10)
+        label(ax, x + 6.7, 5.35, "tokens × tokens", NEUTRAL, fontsize=9)
+        label(ax, x + 6.7, 0.4, "tokens × tokens", NEUTRAL, fontsize=9)
+    ax.plot([8.25, 8.25], [0.3, 6.6], color=NEUTRAL, lw=0.8, ls=":")
     return ax
 
 
-def resampling() -> Axes:
-    """The paired bootstrap of notebook 06 on its ten texts: the first two of its draws."""
-    ax = canvas(16, 8.4, 0.66)
-    right = {"teacher": [1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "student": [1, 1, 1, 1, 1, 0, 0, 1, 0, 0]}
-    colors = {"teacher": TEACHER, "student": STUDENT}
-
-    def rows(texts: list[int], top: float, name: str) -> None:
-        label(ax, 0.2, top + 0.3, name, ha="left", weight="bold")
-        for column, text in enumerate(texts):
-            box(ax, 4.1 + 0.85 * column, top, 0.75, 0.6, str(text), NEUTRAL, filled=False)
-            for line, (who, marks) in enumerate(right.items()):
-                place = (4.475 + 0.85 * column, top - 0.35 - 0.55 * line)
-                sign = "\u2713" if marks[text] else "\u2717"
-                label(ax, *place, sign, colors[who] if marks[text] else "#9a9a9a", fontsize=13)
-        shares = {who: sum(marks[text] for text in texts) for who, marks in right.items()}
-        for line, (who, count) in enumerate(shares.items()):
-            y = top - 0.35 - 0.55 * line
-            label(ax, 3.9, y, who, colors[who], ha="right")
-            label(ax, 12.8, y, f"{10 * count} %", colors[who], ha="left")
-        apart = 10 * (shares["student"] - shares["teacher"])
-        label(ax, 14.0, top - 0.62, f"{apart:+} points".replace("-", "\u2212"), ha="left")
-
-    generator = np.random.default_rng(0)
-    rows(list(range(10)), 7.1, "the ten test texts")
-    for number, top in enumerate((4.6, 2.5)):
-        drawn = sorted(generator.integers(10, size=10).tolist())
-        rows(drawn, top, f"draw {number + 1}")
-    arrow(ax, (8.3, 5.9), (8.3, 5.35))
-    label(ax, 8.6, 5.62, "draw ten of them, with replacement", NEUTRAL, ha="left", style="italic")
-    rest = "… 10,000 draws. The middle 95 % of their differences are the interval"
-    label(ax, 8.3, 0.6, rest, weight="bold")
+def equal_minutes() -> Axes:
+    """Three steps with the teacher take as long as five without; six layers to three."""
+    ax = canvas(17, 4.6, 0.64)
+    rows = {
+        2.6: ("with the teacher:\n3 steps", 3, [(6, TEACHER), (3, STUDENT), (6, STUDENT)]),
+        0.9: ("masked LM alone:\n5 steps", 5, [(3, STUDENT), (6, STUDENT)]),
+    }
+    for y, (name, steps, passes) in rows.items():
+        label(ax, 2.9, y + 0.45, name, ha="right", weight="bold")
+        x = 3.2
+        for step in range(steps):
+            start = x
+            for number, (layers, color) in enumerate(passes):
+                backward = number == len(passes) - 1
+                box(ax, x + 0.04, y, 0.3 * layers - 0.08, 0.9, str(layers), color)
+                ax.patches[-1].set_alpha(0.6 if backward else 1)
+                x += 0.3 * layers
+            ends = {"arrowstyle": "|-|,widthA=0.25,widthB=0.25", "color": NEUTRAL}
+            ax.annotate("", (x - 0.04, y - 0.18), (start + 0.04, y - 0.18), arrowprops=ends)
+            label(ax, (start + x) / 2, y - 0.42, f"step {step + 1}", NEUTRAL, fontsize=9)
+    for x, name, color, alpha in (
+        (3.2, "teacher, forward", TEACHER, 1),
+        (7.4, "student, forward", STUDENT, 1),
+        (11.6, "student, backward", STUDENT, 0.6),
+    ):
+        box(ax, x, 4.0, 0.5, 0.4, "", color)
+        ax.patches[-1].set_alpha(alpha)
+        label(ax, x + 0.65, 4.2, name, ha="left")
+    label(ax, 16.85, 4.2, "time →", NEUTRAL, ha="right", style="italic")
     return ax
 
 
@@ -388,7 +417,7 @@ DRAWINGS: dict[str, Callable[[], Axes]] = {
     each.__name__: each
     for each in (
         *(idea, blocks, masking, extraction, token_type, losses, hooks, positions),
-        *(encoders, lessons, resampling),
+        *(seven_losses, relations, equal_minutes),
     )
 } | {f"tour_{number}": lambda number=number: tour(number) for number in TOUR}
 """By the name of the file."""
