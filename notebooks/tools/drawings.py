@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from helpers.plots import NEUTRAL, STUDENT, TEACHER, arrow, box
 
 ROOT = Path(__file__).resolve().parents[2]
