@@ -162,9 +162,7 @@ def points_with_ranges(
         ax.errorbar(x, mean, yerr=reach, fmt="o", color=colors[name], capsize=4, markersize=7)
         line = {"arrowstyle": "-", "color": colors[name], "lw": 0.7, "alpha": 0.6}
         ax.annotate(name, (x, mean), (1.12 * right, heights[name]), va="center", color=colors[name], arrowprops=line)
-    room = 0.02 + 0.0105 * max(map(len, points))  # of the width, for the longest name
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.12 * right / (1 - room)))
-    ax.set_ylim(bottom=min(ax.get_ylim()[0], above - gap))
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.5 * right))
     ax.grid(alpha=0.3)
     return ax
 

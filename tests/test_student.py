@@ -36,7 +36,7 @@ def test_make_hands_on_each_value_as_it_is(tmp_path):
     def make(*given, **environment):
         # Without its word on the folder, which a make that make has started says.
         command = ["make", "--no-print-directory", "student", *given]
-        environment = {**os.environ, **environment}
+        environment = {**os.environ, "MAKEFLAGS": "", **environment}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
