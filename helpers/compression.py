@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from helpers.models import LogitsAlone
+
 try:
     import onnx
     import onnxruntime
@@ -79,17 +81,6 @@ def prune_by_magnitude(model: PreTrainedModel, share: float) -> PreTrainedModel:
     return pruned
 
 
-class _Logits(nn.Module):
-    """A model as a function from two tensors to one."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Nothing of what torch.onnx and onnxruntime tell of their own work: it is not about the model."""
@@ -145,7 +136,7 @@ def export_onnx(model: PreTrainedModel, file: Path) -> float:
     Raises:
         ValueError: an operator of the model has no counterpart in ONNX, or the exported model computes something else.
     """
-    wrapped, config = _Logits(model).eval(), model.config
+    wrapped, config = LogitsAlone(model).eval(), model.config
     shape = {0: "batch", 1: "length"}
     try:
         with quiet():

@@ -87,6 +87,7 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     ("08", ["-r", "STUDENT", ""], "STUDENT is ''; it has to be a text that is not empty."),
     ("03", ["-y", "LOSS_WEIGHTS: {kld: 1}"], f"LOSS_WEIGHTS is {{'kld': 1}}; it has to be {FORM}"),
     ("03", ["-y", "LOSS_WEIGHTS: {kl: 0}"], f"LOSS_WEIGHTS is {{'kl': 0}}; it has to be {FORM}"),
+    ("03", ["-p", "CONTROL", "1"], "CONTROL is 1; it has to be True or False."),
     ("03", ["-p", "TEXT_FIELD", "nan"], "TEXT_FIELD is nan; it has to be a text that is not empty. In a file, put it"),
     ("03", ["-p", "SEED", "-1"], "SEED is -1; it has to be a whole number, at least 0 and below 2**64."),
     ("03", ["-p", "SEED", str(2**64)], f"SEED is {2**64}; it has to be a whole number, at least 0 and below 2**64."),

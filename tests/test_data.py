@@ -191,6 +191,21 @@ def test_batches_are_dicts_of_int64(tiny, sentences):
                 assert (batch["labels"][padded] == IGNORED).all()
 
 
+def test_blocks_whose_tokens_all_stay_are_renumbered_and_others_left_out():
+    batch = {
+        "input_ids": torch.tensor([[2, 7, 3, 0], [2, 9, 3, 0], [2, 3, 7, 7], [2, 7, 3, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]),
+        "labels": torch.tensor([[IGNORED, 7, IGNORED, IGNORED]] * 2 + [[IGNORED] * 3 + [0], [IGNORED, 9, IGNORED, 3]]),
+    }
+    # Row 9 is gone: the second block reads it, the last one would have to predict it.
+    old, new = data.renumbered(batch, [0, 7, 2, 3])
+    assert all(torch.equal(old[key], batch[key][[0, 2]]) for key in batch)
+    assert new["input_ids"].tolist() == [[2, 1, 3, 0], [2, 3, 1, 1]]
+    assert torch.equal(new["attention_mask"], batch["attention_mask"][[0, 2]])
+    assert new["labels"].tolist() == [[IGNORED, 1, IGNORED, IGNORED], [IGNORED] * 3 + [0]]
+    assert [len(each["input_ids"]) for each in data.renumbered(batch, [0])] == [0, 0]
+
+
 def test_no_text_is_on_both_sides(tiny):
     _, tokenizer = tiny
     # Each text is one letter of its own, three times over, so that a token names its text.

@@ -97,8 +97,8 @@ def test_what_the_pages_conclude_is_what_notebook_06_measured():
         )
 
 
-def test_readmes_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(from helpers import .*?)```", read("README.md"), re.DOTALL)
+def test_the_pages_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(from helpers import .*?)```", read("docs/your_own_texts.md"), re.DOTALL)
     for theirs, ours in {
         "bert-base-uncased": str(tiny_folder),
         "[0, 1, 2, 3, 4, 5]": "[0, 3]",

@@ -21,6 +21,7 @@ from huggingface_hub import ModelCard
 from helpers.catalyst_today.history import OPTIMIZER_METRICS
 from helpers.catalyst_today.saving import WRITING, save_folder, written_beside
 from helpers.catalyst_today.steps import trained_model, trained_models
+from helpers.models import LogitsAlone
 
 
 class CheckpointCallback(ICheckpointCallback):
@@ -304,17 +305,8 @@ class TracingCallback(Callback):
         # With a row of padding: transformers leaves the mask out where every token is attended.
         ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
         program = torch.export.export(
-            _Logits(student), (ids, mask), dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length})
+            LogitsAlone(student), (ids, mask), dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length})
         )
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with written_beside(self.file) as beside:
             torch.export.save(program, beside)
-
-
-class _Logits(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask):
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits

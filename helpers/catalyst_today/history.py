@@ -208,13 +208,14 @@ class EpochCSVLogger(CSVLogger):
         # Not at the epoch's end: that is logged after the callbacks, so the state would be without the row.
         if scope == "loader":
             row = {key: float(metrics[key]) for key in sorted(metrics)}
+            if not self.rows:
+                write_json(Path(self.logdir) / "hparams.json", self.hparams)
             self.rows.setdefault(runner.loader_key, []).append({"step": runner.epoch_step, **row})
             self._write(runner.loader_key)
 
     def _write(self, loader_key: str) -> None:
         with written_beside(Path(self.logdir) / f"{loader_key}.csv") as beside:
             pd.DataFrame(self.rows[loader_key]).to_csv(beside, index=False)
-        write_json(Path(self.logdir) / "hparams.json", self.hparams)
 
 
 class EpochTensorboardLogger(TensorboardLogger):

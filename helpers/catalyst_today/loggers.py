@@ -50,7 +50,20 @@ class TrackioLogger(ILogger):
         self.trackio.finish()
 
 
-class WandbLogger(wandb.WandbLogger):
+class _StartsWithTheTraining(ILogger):
+    """Makes the logger of Catalyst that stands behind it in a class' bases when the training starts."""
+
+    def __init__(self, package: str, **options):
+        ILogger.__init__(self, log_batch_metrics=False, log_epoch_metrics=True)
+        _check_installed(package)
+        self.options = options
+
+    def log_hparams(self, hparams, runner=None) -> None:
+        super().__init__(**self.options)
+        super().log_hparams(hparams, runner)
+
+
+class WandbLogger(_StartsWithTheTraining, wandb.WandbLogger):
     """Catalyst's logger for Weights & Biases: ``loss_epoch/train`` and so on. ``WANDB_MODE=offline`` sends nothing.
 
     Args:
@@ -61,16 +74,10 @@ class WandbLogger(wandb.WandbLogger):
     """
 
     def __init__(self, project: str, **options):
-        ILogger.__init__(self, log_batch_metrics=False, log_epoch_metrics=True)
-        _check_installed("wandb")
-        self.options = {"project": project, **options}
-
-    def log_hparams(self, hparams, runner=None) -> None:
-        super().__init__(**self.options)
-        super().log_hparams(hparams, runner)
+        super().__init__("wandb", project=project, **options)
 
 
-class MLflowLogger(mlflow.MLflowLogger):
+class MLflowLogger(_StartsWithTheTraining, mlflow.MLflowLogger):
     """Catalyst's logger for MLflow: ``loss/train/epoch`` and so on.
 
     Args:
@@ -81,10 +88,4 @@ class MLflowLogger(mlflow.MLflowLogger):
     """
 
     def __init__(self, experiment: str, **options):
-        ILogger.__init__(self, log_batch_metrics=False, log_epoch_metrics=True)
-        _check_installed("mlflow")
-        self.options = {"experiment": experiment, **options}
-
-    def log_hparams(self, hparams, runner=None) -> None:
-        super().__init__(**self.options)
-        super().log_hparams(hparams, runner)
+        super().__init__("mlflow", experiment=experiment, **options)

@@ -20,6 +20,7 @@ from helpers.data.masked import (
     MaskingCollator,
     masked_lm_loaders,
     masked_targets,
+    renumbered,
     token_counts,
     token_ids,
     token_lengths,

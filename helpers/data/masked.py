@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -26,6 +27,28 @@ VALID_MASKS = 21_000
 def masked_targets(batch: dict) -> torch.Tensor:
     """The hidden tokens of a batch in row-major order: (masked,) int64."""
     return batch["labels"][batch["labels"] != IGNORED]
+
+
+def renumbered(batch: dict[str, torch.Tensor], rows: Sequence[int]) -> tuple[dict, dict]:
+    """The blocks of a batch that a vocabulary of fewer rows can read: as they are, and in its own numbers.
+
+    A block stays if all its tokens and labels are among `rows`, so that models of either vocabulary can be scored on
+    the same hidden tokens.
+
+    Args:
+        batch: `input_ids`, `attention_mask` and `labels` of masked LM, (batch, length) int64 each.
+        rows: the old numbers of the tokens that stay, in their new order.
+
+    Returns:
+        (blocks in the old numbers, the same blocks in the new ones), dict batches of (kept, length); kept may be 0.
+    """
+    highest = max(*rows, batch["input_ids"].max().item(), batch["labels"].max().item())
+    number = torch.full((highest + 1,), -1)
+    number[list(rows)] = torch.arange(len(rows))
+    labels = torch.where(batch["labels"] == IGNORED, IGNORED, number[batch["labels"].clamp(min=0)])
+    new = batch | {"input_ids": number[batch["input_ids"]], "labels": labels}
+    stays = ((new["input_ids"] >= 0) & (new["labels"] != -1)).all(dim=1)
+    return tuple({key: tensor[stays] for key, tensor in each.items()} for each in (batch, new))
 
 
 class EndlessShuffle(Sampler[int]):

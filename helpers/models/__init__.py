@@ -6,7 +6,7 @@ from helpers.files.checked_models import load_checked, quiet_transformers, read_
 from helpers.models.families import FAMILIES
 from helpers.models.feed_forward import check_width, narrow_feed_forward, neuron_importance
 from helpers.models.inside import Projection, recorded_qkv
-from helpers.models.masked import ROWS_TO_A_MULTIPLE_OF, MaskedPositionLM
+from helpers.models.masked import ROWS_TO_A_MULTIPLE_OF, LogitsAlone, MaskedPositionLM
 from helpers.models.student import (
     HEAD_PARTS,
     KINDS,

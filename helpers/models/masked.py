@@ -1,4 +1,4 @@
-"""The wrapper that teacher and student are trained in: it runs the head at masked positions alone."""
+"""The wrapper that teacher and student are trained in, and the one that they are exported in."""
 
 from __future__ import annotations
 
@@ -52,3 +52,14 @@ class MaskedPositionLM(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the wrapped model as config.json and model.safetensors."""
         self.model.save_pretrained(folder)
+
+
+class LogitsAlone(nn.Module):
+    """A model as a function of two tensors, (batch, length) int64 each, to one: what an exporter can trace."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits

@@ -172,6 +172,11 @@ PARAMETERS: dict[str, Parameter] = {
         loss_weights_form(LOSSES),
         "the weights of the distillation's losses",
     ),
+    "CONTROL": Parameter(
+        lambda value: type(value) is bool,
+        "True or False",
+        "True trains a second student as long, on masked LM alone, to show what the teacher adds",
+    ),
     "LABELLED_CORPUS": Parameter(
         _is_labelled_corpus,
         f"{SOURCES}; or a dict from two labels or more to these",

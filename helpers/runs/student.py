@@ -54,7 +54,8 @@ def plan(given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
         if not path.is_file():
             raise ValueError(f"{path} is missing: give this command in a clone of the repository.")
         own = defaults(path)
-        plans[path] = own | {name: value for name, value in given.items() if name in own}
+        plain = {"CONTROL": False} if "CONTROL" in own else {}  # one student, and as soon as may be
+        plans[path] = own | plain | {name: value for name, value in given.items() if name in own}
     known = {name for values in plans.values() for name in values}
     for name in given:
         if name in PARAMETERS and name not in known:

@@ -21,7 +21,7 @@ from helpers.runs.parameters import defaults
 from sources import Repository
 
 ROOT = Path(__file__).resolve().parents[2]
-APART = ("SENTENCES", "SEED")
+APART = ("SENTENCES", "SEED", "CONTROL")
 """Parameters of notebook 03 that the controls have no use for, or of their own."""
 
 

@@ -67,7 +67,7 @@ def gain(record: dict, timings: dict) -> str:
 
 
 def masked_lm_table(record: dict) -> str:
-    """Notebook 03's teacher, and its student before and after the distillation."""
+    """Notebook 03's teacher, its student before and after the distillation; and the control, if there is one."""
     lines = [["", "accuracy at [MASK]", "accuracy over all predicted tokens", "perplexity"]]
     lines[0] += ["top-5 overlap with the teacher"]
     overlaps = {
@@ -75,7 +75,10 @@ def masked_lm_table(record: dict) -> str:
         "extracted": record["top5_overlap_before"],
         "student": record["top5_overlap_after"],
     }
+    if record["parameters"]["CONTROL"]:
+        overlaps["control"] = record["control_top5_overlap"]
     names = {"extracted": "student, extracted", "student": "student, distilled"}
+    names["control"] = "the same, by masked LM alone (the control)"
     for name, overlap in overlaps.items():
         shares = [record[f"{name}_{key}"] for key in ("accuracy_at_mask", "masked_accuracy")]
         shown = [f"{share:.1%}" for share in shares]

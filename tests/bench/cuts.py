@@ -1,12 +1,15 @@
-"""What a cut saves and costs: ``python tests/bench/cuts.py importance|vocabulary|multilingual|pairs``, minutes each.
+"""What a cut saves and costs: ``python tests/bench/cuts.py importance|vocabulary|distilled|multilingual|pairs``.
 
-Each prints one line of JSON. Rates are to be compared within one line alone: the machine may do other work meanwhile.
+Each takes some minutes and prints one line of JSON. Rates are to be compared within one line alone: the machine may do
+other work meanwhile.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from helpers.catalyst_today.engine import Engine
-from helpers.data import bundled_reviews, masked_lm_loaders, masked_targets, token_counts
+from helpers.data import bundled_reviews, masked_lm_loaders, masked_targets, renumbered, token_counts
 from helpers.evaluation import masked_lm_scores
 from helpers.losses import cosine_loss, kl_div_loss, masked_lm_loss
 from helpers.models import (
@@ -25,6 +28,7 @@ from helpers.models import (
     MaskedPositionLM,
     extract_student,
     feed_forward,
+    keep_rows,
     load_teacher,
     narrow_feed_forward,
     neuron_importance,
@@ -136,6 +140,79 @@ def vocabulary() -> dict:
     return found
 
 
+STEPS = 120
+"""Of each distillation in `distilled`."""
+
+
+def learned(teacher, student, texts, tokenizer, seed: int, seconds: float | None = None):
+    """(the student after `STEPS` steps of 32 x 64 tokens, or after so many seconds of them; seconds; steps)."""
+    student, engine = copy.deepcopy(student), Engine()
+    torch.manual_seed(seed)
+    wrapped, reference, optimizer = MaskedPositionLM(student).train(), MaskedPositionLM(teacher), adamw(student)
+    loader = masked_lm_loaders(texts, tokenizer, batch_size=32, steps_per_epoch=4 * STEPS, order_seed=seed)["train"]
+    spent, steps = 0.0, 0
+    for batch in loader:
+        if steps == STEPS if seconds is None else spent >= seconds:
+            break
+        began = time.perf_counter()
+        step(reference, wrapped, optimizer, batch, engine)
+        spent, steps = spent + time.perf_counter() - began, steps + 1
+    return student.eval(), spent, steps
+
+
+def distilled() -> dict:
+    """Students of four shapes, distilled: as they begin, after equal steps, after equal seconds; three seeds.
+
+    All are scored on the same hidden tokens, in the blocks of which all tokens have kept their rows.
+    """
+    texts = bundled_reviews("imdb")
+    teacher, tokenizer, loaders = prepared(texts, 300)
+    size = rows_to_cover(token_counts(texts, tokenizer), 0.999)
+    small, own = trim_vocabulary(teacher, tokenizer, texts, size)
+    old, new = tokenizer.get_vocab(), own.get_vocab()
+    kept = [old[token] for token in sorted(new, key=new.get)]
+    blocks = [both for both in (renumbered(batch, kept) for batch in loaders["valid"]) if len(both[0]["input_ids"])]
+    spread, few = extract_student(teacher, [0, 2, 5]), list(islice(loaders["train"], 8))
+    shapes = {
+        "three layers": (teacher, tokenizer, spread),
+        "three layers, fewer rows": (small, own, keep_rows(spread, kept)),
+        "three layers, half the feed-forward": (teacher, tokenizer, narrow_feed_forward(spread, 768, few)),
+        "two layers": (teacher, tokenizer, extract_student(teacher, [0, 5])),
+    }
+    found = {name: {"parameters": student.num_parameters()} for name, (_, _, student) in shapes.items()}
+    took = {name: [] for name in shapes}
+    rows = {name: blocks[0][of is small]["input_ids"] for name, (of, _, _) in shapes.items()}
+    with torch.no_grad():
+        for _ in range(11):
+            for name, (_, _, student) in shapes.items():
+                began = time.perf_counter()
+                student.base_model(rows[name])
+                took[name].append(1000 * (time.perf_counter() - began))
+
+    def scores(name, student):
+        of, reads, _ = shapes[name]
+        both = [each[of is small] for each in blocks]
+        values = masked_lm_scores({"student": student}, of, both, Engine(), reads.mask_token_id)["student"]
+        keys = ("accuracy_at_mask", "masked_accuracy", "perplexity", "kl_to_teacher", "top5_overlap", "mask_tokens")
+        return {key: round(values[key], 4) for key in keys}
+
+    for name, (_, _, student) in shapes.items():
+        found[name] |= {"layers_ms": round(statistics.median(took[name][1:]), 1), "before": scores(name, student)}
+    for seed in range(3):
+        limit = None
+        for name, (of, reads, student) in shapes.items():
+            after, seconds, steps = learned(of, student, texts, reads, seed)
+            limit = limit or seconds
+            run = {"seconds": round(seconds, 1), "steps": steps, "after": scores(name, after)}
+            found[name].setdefault("equal steps", []).append(run)
+            if seconds != limit:
+                after, seconds, steps = learned(of, student, texts, reads, seed, limit)
+                run = {"seconds": round(seconds, 1), "steps": steps, "after": scores(name, after)}
+                found[name].setdefault("equal seconds", []).append(run)
+            print(seed, name, run, file=sys.stderr, flush=True)
+    return found
+
+
 def random_pair(rows: int):
     torch.manual_seed(0)
     shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
@@ -216,5 +293,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "peak":
         print(peak(int(sys.argv[2])))
     else:
-        what = {"importance": importance, "vocabulary": vocabulary, "multilingual": multilingual, "pairs": pairs}
+        what = {each.__name__: each for each in (importance, vocabulary, distilled, multilingual, pairs)}
         print(json.dumps({sys.argv[1]: what[sys.argv[1]]()}))
