@@ -67,7 +67,7 @@ def gain(record: dict, timings: dict) -> str:
 
 
 def masked_lm_table(record: dict) -> str:
-    """Notebook 03's teacher, its student before and after the distillation; and the control, if there is one."""
+    """Notebook 03's teacher, its student before and after, and the control if there is one."""
     lines = [["", "accuracy at [MASK]", "accuracy over all predicted tokens", "perplexity"]]
     lines[0] += ["top-5 overlap with the teacher"]
     overlaps = {
