@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,8 +12,9 @@ from matplotlib import pyplot as plt
 from helpers import plots
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"README.md": ("gain", "masked-lm"), "docs/results.md": ("sentiment",)}
+PAGES = {"README.md": ("gain", "masked-lm"), "docs/results.md": ("sentiment", "shapes")}
 """Which page has a place for what."""
+CUTS = ROOT / "tests" / "bench" / "cuts.json"
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
@@ -100,6 +102,26 @@ def task(record: dict, timings: dict) -> str:
     return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
 
 
+def shapes(record: dict) -> str:
+    """Students of other shapes, as tests/bench/cuts.py has distilled them."""
+
+    def over_seeds(runs: list[dict], key: str, form: str) -> str:
+        values = [run["after"][key] for run in runs]
+        return f"{mean(values):{form}} ± {stdev(values):{form}}"
+
+    head = ["student", "million parameters", "ms", "accuracy at [MASK] before", "after equal steps"]
+    lines = [[*head, "after equal time", "perplexity after equal steps", "after equal time"]]
+    for name, values in record.items():
+        steps = values["equal steps"]
+        times = values.get("equal seconds", steps)  # the first one sets the time
+        line = [name, f"{values['parameters'] / 1e6:.1f}", f"{values['layers_ms']:.0f}"]
+        line.append(f"{values['before']['accuracy_at_mask']:.1%}")
+        for key, form in (("accuracy_at_mask", ".1%"), ("perplexity", ".1f")):
+            line += [over_seeds(runs, key, form) for runs in (steps, times)]
+        lines.append(line)
+    return f"\n{rows(*lines)}\n\n"
+
+
 def metadata(stem: str) -> dict:
     """Of a committed notebook: its record, and its timings."""
     return nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).metadata
@@ -112,6 +134,7 @@ def sections() -> dict[str, str]:
         "gain": gain(sentiment["record"], sentiment["timings"]),
         "masked-lm": f"\n{masked_lm_table(student['record'])}\n\n",
         "sentiment": task(sentiment["record"], sentiment["timings"]),
+        "shapes": shapes(json.loads(CUTS.read_text(encoding="utf-8"))["distilled"]),
     }
 
 

@@ -1,7 +1,7 @@
 """What a cut saves and costs: ``python tests/bench/cuts.py importance|vocabulary|distilled|multilingual|pairs``.
 
-Each takes some minutes and prints one line of JSON. Rates are to be compared within one line alone: the machine may do
-other work meanwhile.
+Each takes some minutes and writes its part of ``cuts.json``, of which docs/results.md shows `distilled`. Rates are to
+be compared within one part alone: the machine may do other work meanwhile.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from helpers.catalyst_today.engine import Engine
+from helpers.catalyst_today.saving import write_json
 from helpers.data import bundled_reviews, masked_lm_loaders, masked_targets, renumbered, token_counts
 from helpers.evaluation import masked_lm_scores
 from helpers.losses import cosine_loss, kl_div_loss, masked_lm_loss
@@ -36,6 +38,7 @@ from helpers.models import (
     trim_vocabulary,
 )
 
+RECORD = Path(__file__).with_name("cuts.json")
 INPUTS = ("input_ids", "attention_mask", "labels")
 
 
@@ -294,4 +297,5 @@ if __name__ == "__main__":
         print(peak(int(sys.argv[2])))
     else:
         what = {each.__name__: each for each in (importance, vocabulary, distilled, multilingual, pairs)}
-        print(json.dumps({sys.argv[1]: what[sys.argv[1]]()}))
+        record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+        write_json(RECORD, record | {sys.argv[1]: what[sys.argv[1]]()})
