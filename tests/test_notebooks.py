@@ -37,6 +37,8 @@ def check_00(record):
     assert len(record["losses"]) == 60
     assert record["losses"][-1] < 0.7 * record["losses"][0]
     assert record["kl_after"] < 0.7 * record["kl_before"]
+    few = record["from_few_rows"]
+    assert few["distilled"]["cross-entropy"] < few["control"]["cross-entropy"]
     assert record["parameters_million"]["distilled"] < record["parameters_million"]["teacher"]
 
 
@@ -57,6 +59,7 @@ def check_02(record):
 def check_03(record):
     assert record["student_kl_to_teacher"] < 0.7 * record["extracted_kl_to_teacher"]
     assert record["top5_overlap_after"] > record["top5_overlap_before"]
+    assert record["student_kl_to_teacher"] < record["control_kl_to_teacher"] < record["extracted_kl_to_teacher"]
     assert record["validations"][-1]["loss"] < record["validations"][0]["loss"]
 
 

@@ -71,6 +71,8 @@ def test_the_notebooks_and_their_parameters():
         return {path.stem[:2]: values for path, values in student.plan(student.read(list(given))).items()}
 
     assert list(plan("LAYERS=2")) == ["03"]
+    assert not plan("LAYERS=2")["03"]["CONTROL"], "one student, and no second one to compare it with"
+    assert plan("CONTROL=true")["03"]["CONTROL"] is True
     plans = plan("LABELLED_CORPUS=bundled", "LAYERS=2", 'SENTENCES=["a [MASK]"]', "SEEDS=[4]")
     assert list(plans) == ["03", "06"]
     assert [values["LAYERS"] for values in plans.values()] == [2, 2]
