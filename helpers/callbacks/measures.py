@@ -72,7 +72,7 @@ class MaskedLanguageModelCallback(LoaderMeanCallback):
 
 
 class KLDivLossCallback(LoaderMeanCallback):
-    """`losses.kl_div_loss` from student to teacher at `temperature`."""
+    """`losses.kl_div_loss`, KL(teacher‖student), at `temperature`."""
 
     def __init__(self, metric_key: str = "kl", temperature: float = 1.0):
         super().__init__(metric_key)
