@@ -158,7 +158,7 @@ def quality_part(rows: list[dict], record: dict, machine: dict) -> list[str]:
     head = ["", "steps", "a step when counted", "a step in this run", f"steps that fit into {minutes} minutes here"]
     lines = [
         f"Each way trains a student ({in_words(rows[0]['work'])}) for as many steps as it makes in {minutes} minutes "
-        f"at the speeds above. One random seed; {rows[0]['masked_tokens']:,} tokens to predict, all of which count (one "
+        f"at the speeds above. One random seed; {rows[0]['masked_tokens']:,} tokens to predict, which all count (one "
         "in ten is visible). The steps were "
         "counted on the machine of the tables above. The runs were made on the machine named here, at other speeds and "
         "partly in another type of number. So the minutes are equal on the first machine, not on this one.",
