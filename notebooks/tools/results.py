@@ -49,8 +49,10 @@ def gain(record: dict, timings: dict) -> str:
     """README's first figures: the teacher, and students with and without distillation."""
     names = {
         "teacher": "teacher, 6 layers",
-        "distilled_task": "student, 3 layers, distilled",
-        "extracted": "the same 3 layers, copied and fine-tuned on the labels alone",
+        "distilled_task": "student, 3 layers, distilled twice",
+        "extracted_task": "the same 3 layers, copied, the task alone distilled",
+        "distilled": "distilled on hidden words alone, then fine-tuned on the labels",
+        "extracted": "copied, and fine-tuned on the labels",
     }
     share_head = "share of the teacher's accuracy (95% interval)"
     head = ["", "test accuracy", share_head, "million parameters", "ms a sentence, two CPU cores"]
