@@ -72,7 +72,8 @@ def test_the_notebooks_and_their_parameters():
 
     assert list(plan("LAYERS=2")) == ["03"]
     assert not plan("LAYERS=2")["03"]["CONTROL"], "one student, and no second one to compare it with"
-    assert plan("CONTROL=true")["03"]["CONTROL"] is True
+    for spelled, meant in {"true": True, "True": True, "False": False}.items():
+        assert plan(f"CONTROL={spelled}")["03"]["CONTROL"] is meant
     plans = plan("LABELLED_CORPUS=bundled", "LAYERS=2", 'SENTENCES=["a [MASK]"]', "SEEDS=[4]")
     assert list(plans) == ["03", "06"]
     assert [values["LAYERS"] for values in plans.values()] == [2, 2]

@@ -266,8 +266,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
+WORDS = {"None": None, "True": True, "true": True, "False": False, "false": False}
+"""What these words spell: Python's, and YAML's."""
+
+
 def as_spelled(value: Any) -> Any:
-    """Texts that spell a number, a list, a dict or None as such, inside lists and dicts too; keys of dicts as texts."""
+    """Texts that spell a number, list, dict, truth value or None as such, inside lists and dicts too; keys as texts."""
     if isinstance(value, list):
         return [as_spelled(each) for each in value]
     if isinstance(value, dict):
@@ -277,7 +281,7 @@ def as_spelled(value: Any) -> Any:
     if NUMBER.fullmatch(value):
         return int(value) if value.lstrip("+-").isdigit() else float(value)
     try:
-        return as_spelled(yaml.safe_load(value)) if value[:1] in ("[", "{") else None if value == "None" else value
+        return as_spelled(yaml.safe_load(value)) if value[:1] in ("[", "{") else WORDS.get(value, value)
     except yaml.YAMLError:
         return value
 
