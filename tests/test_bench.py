@@ -133,6 +133,7 @@ def test_products_are_counted_with_their_shapes():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads Linux's /proc")
+@pytest.mark.slow
 def test_the_benchmark_records_what_the_report_needs(trained, tmp_path, monkeypatch):
     work = {"name": "tiny", "batch": 4, "length": 24, "layers": 2, "corpus": str(ROOT / "tests/data/sentences.csv")}
     plan = yaml.safe_load((ROOT / "tests/bench/full.yaml").read_text(encoding="utf-8"))
