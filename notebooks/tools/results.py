@@ -81,8 +81,11 @@ def masked_lm_table(record: dict) -> str:
     }
     if record["parameters"]["CONTROL"]:
         overlaps["control"] = record["control_top5_overlap"]
-    names = {"extracted": "student, extracted", "student": "student, distilled"}
-    names["control"] = "the same, by masked LM alone (the control)"
+    names = {
+        "extracted": "student, extracted",
+        "student": "student, distilled",
+        "control": "the same, by masked LM alone (the control)",
+    }
     for name, overlap in overlaps.items():
         shares = [record[f"{name}_{key}"] for key in ("accuracy_at_mask", "masked_accuracy")]
         shown = [f"{share:.1%}" for share in shares]

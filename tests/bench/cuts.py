@@ -201,18 +201,19 @@ def distilled() -> dict:
 
     for name, (_, _, student) in shapes.items():
         found[name] |= {"layers_ms": round(statistics.median(took[name][1:]), 1), "before": scores(name, student)}
+
+    def run(name, seed, limit=None):
+        of, reads, student = shapes[name]
+        after, seconds, steps = learned(of, student, texts, reads, seed, limit)
+        return {"seconds": round(seconds, 1), "steps": steps, "after": scores(name, after)}
+
+    first, *others = shapes
     for seed in range(3):
-        limit = None
-        for name, (of, reads, student) in shapes.items():
-            after, seconds, steps = learned(of, student, texts, reads, seed)
-            limit = limit or seconds
-            run = {"seconds": round(seconds, 1), "steps": steps, "after": scores(name, after)}
-            found[name].setdefault("equal steps", []).append(run)
-            if seconds != limit:
-                after, seconds, steps = learned(of, student, texts, reads, seed, limit)
-                run = {"seconds": round(seconds, 1), "steps": steps, "after": scores(name, after)}
-                found[name].setdefault("equal seconds", []).append(run)
-            print(seed, name, run, file=sys.stderr, flush=True)
+        equal_steps = {name: run(name, seed) for name in shapes}
+        equal_seconds = {name: run(name, seed, equal_steps[first]["seconds"]) for name in others}
+        for key, runs in (("equal steps", equal_steps), ("equal seconds", equal_seconds)):
+            for name, made in runs.items():
+                found[name].setdefault(key, []).append(made)
     return found
 
 
