@@ -131,7 +131,7 @@ def test_the_front_rooms_fit_into_an_evening():
 def test_the_list_of_rooms_is_one_list():
     listed = re.findall(r"^- `(\w+)`: (.+)$", helpers.__doc__, flags=re.MULTILINE)
     assert [name for name, _ in listed] == FRONT
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## The code") :].split("\n## ")[0]
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page[page.index("## The code") :].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \| (.+) \|$", section, flags=re.MULTILINE) == listed
     assert re.findall(r"`helpers/(\w+)/`", section) == BACK
