@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 import nbformat
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -413,11 +414,166 @@ def equal_minutes() -> Axes:
     return ax
 
 
+def many_processes() -> Axes:
+    """One step of two processes: each has its rows; the gradients are averaged in between."""
+    ax = canvas(17.4, 6.3, 0.66)
+    label(ax, 1.25, 5.2, "one batch", NEUTRAL, weight="bold")
+    for i, y in enumerate((4.2, 3.5, 1.6, 0.9)):
+        box(ax, 0.3, y, 1.9, 0.5, f"block {i + 1}", NEUTRAL)
+    headings = {4.65: "forward: its own loss", 8.15: "backward: its gradient"}
+    headings |= {11.6: "exchange", 15.15: "optimizer: the same step"}
+    for x, text in headings.items():
+        label(ax, x, 5.85, text, NEUTRAL, style="italic")
+    for number, y in enumerate((3.6, 1.0)):
+        frame(ax, 2.75, y - 0.45, 14.4, 2.1, "")
+        label(ax, 2.95, y + 1.38, f"process {number}", NEUTRAL, ha="left", weight="bold")
+        arrow(ax, (2.25, y + 0.5), (2.98, y + 0.5))
+        box(ax, 3.05, y - 0.15, 3.2, 1.3, "teacher, frozen\nstudent, a copy", STUDENT)
+        arrow(ax, (6.3, y + 0.5), (7.0, y + 0.5))
+        box(ax, 7.05, y + 0.1, 2.2, 0.8, f"$g_{number}$", STUDENT, filled=False)
+        box(ax, 13.55, y - 0.15, 3.2, 1.3, "student, still\nthe same copy", STUDENT)
+        arrow(ax, (12.75, y + 0.5), (13.5, y + 0.5))
+    box(ax, 10.45, 0.75, 2.3, 4.15, "mean of the\ngradients\n\n$(g_0 + g_1)\\,/\\,2$", NEUTRAL)
+    for y in (4.1, 1.5):
+        arrow(ax, (9.3, y), (10.4, y))
+    return ax
+
+
+def wrapper() -> Axes:
+    """The student in its wrapper, and the two ways to call it."""
+    ax = canvas(14.1, 4.5, 0.68)
+    wrong = "#a32020"
+    frame(ax, 5.7, 0.3, 8.1, 3.9, "wrapper: averages gradients, sets the precision")
+    box(ax, 9.1, 0.8, 4.2, 2.2, "student", STUDENT)
+    box(ax, 5.7, 1.95, 2.0, 1.05, "forward of\nthe wrapper", NEUTRAL)
+    arrow(ax, (7.75, 2.48), (9.05, 2.48), STUDENT)
+    calls = {2.48: ('model["student"](…)', STUDENT), 1.15: ('model["student"].module(…)', wrong)}
+    for y, (text, color) in calls.items():
+        label(ax, 3.6, y, text, color, ha="right", family="monospace", fontsize=10)
+    arrow(ax, (3.8, 2.48), (5.65, 2.48), STUDENT)
+    style = {"arrowstyle": "-|>", "lw": 1.6, "ls": "--", "color": wrong}
+    ax.annotate("", (9.05, 1.15), (3.8, 1.15), arrowprops=style)
+    label(ax, 7.4, 0.78, "past the wrapper", wrong, style="italic", fontsize=10)
+    return ax
+
+
+def killed() -> Axes:
+    """A run of four epochs that is killed in the second, and started again."""
+    ax = canvas(17, 5.1, 0.66)
+    lost = "#a32020"
+    label(ax, 0.2, 4.1, "first start", ha="left", weight="bold")
+    label(ax, 0.2, 1.55, "same command\nonce more", ha="left", weight="bold")
+    box(ax, 3.4, 3.7, 2.9, 0.8, "epoch 1", STUDENT)
+    box(ax, 6.6, 3.7, 1.7, 0.8, "epoch 2", lost, filled=False)
+    label(ax, 8.75, 4.1, "✗", lost, fontsize=20)
+    label(ax, 9.2, 4.1, "SIGKILL: this part is lost", lost, ha="left")
+    box(ax, 5.4, 2.45, 2.1, 0.7, "state.pt", NEUTRAL)
+    arrow(ax, (6.3, 3.68), (6.4, 3.2), NEUTRAL)
+    arrow(ax, (6.5, 2.43), (6.62, 2.02), NEUTRAL)
+    for i in range(3):
+        box(ax, 6.6 + 3.2 * i, 1.2, 2.9, 0.8, f"epoch {i + 2}", STUDENT)
+    for i in range(4):
+        x = 6.3 + 3.2 * i
+        ax.plot([x, x], [0.75, 1.0], color=NEUTRAL, lw=1.2)
+    label(ax, 11.1, 0.45, "after each epoch the state is written again", NEUTRAL, style="italic")
+    return ax
+
+
+def encoders() -> Axes:
+    """Where each contender of notebook 06 takes its encoder from."""
+    ax = canvas(16, 8.2, 0.66)
+    box(ax, 0.3, 4.3, 3.4, 1.5, "teacher\nall layers, trained\nin notebook 02", TEACHER)
+    box(ax, 5.9, 4.3, 3.4, 1.5, "extracted\nsome of its layers,\nnothing after that", STUDENT)
+    box(ax, 12.1, 6.1, 3.6, 1.5, "distilled\nthe student\nof notebook 03", STUDENT)
+    box(ax, 12.1, 2.9, 3.6, 1.5, "mlm_only\nmasked LM alone,\nas many steps", STUDENT)
+    box(ax, 5.9, 0.4, 3.4, 1.5, "random\nthe same shape,\nrandom weights", STUDENT, filled=False)
+    box(ax, 12.1, 0.4, 3.6, 1.5, "baseline\na published student,\nmade by others", NEUTRAL)
+    arrow(ax, (3.75, 5.05), (5.85, 5.05))
+    label(ax, 4.8, 5.35, "copied", style="italic")
+    arrow(ax, (9.35, 5.35), (12.05, 6.55))
+    label(ax, 11.3, 5.3, "trained on reviews: learns\nfrom teacher and text", fontsize=9)
+    arrow(ax, (9.35, 4.75), (12.05, 3.85))
+    label(ax, 10.2, 3.75, "trained on the same\nreviews: learns from\nthe text alone", fontsize=9)
+    style = {"arrowstyle": "-|>", "lw": 1.4, "ls": "--", "color": TEACHER}
+    style |= {"connectionstyle": "angle,angleA=90,angleB=180,rad=6"}
+    ax.annotate("", (12.05, 7.2), (2.0, 5.85), arrowprops=style)
+    label(ax, 6.9, 7.5, "its outputs are the target", TEACHER, style="italic")
+    label(ax, 2.0, 1.15, "no weight and no output\nof the teacher", NEUTRAL, style="italic")
+    return ax
+
+
+def lessons() -> Axes:
+    """What a contender of notebook 06 learns the task from; the numbers are those of its text."""
+    ax = canvas(16.4, 7.6, 0.66)
+    frame(ax, 0.2, 0.2, 5.6, 7.2, "lesson 1: the labels")
+    frame(ax, 6.2, 0.2, 10, 7.2, "lesson 2: the teachers' logits")
+    both = {"arrowstyle": "<|-|>", "color": "black", "lw": 1.4}
+    box(ax, 0.6, 0.7, 2.2, 1.1, "a labelled\ntext", NEUTRAL)
+    box(ax, 0.6, 2.7, 2.2, 1.1, "any\ncontender", STUDENT)
+    arrow(ax, (1.7, 1.85), (1.7, 2.65))
+    box(ax, 0.6, 4.7, 2.2, 1.1, "its logits\n(1, 0)", STUDENT, filled=False)
+    arrow(ax, (1.7, 3.85), (1.7, 4.65))
+    box(ax, 3.4, 4.7, 2.2, 1.1, "label:\nnegative", PICKED)
+    ax.annotate("", (3.37, 5.25), (2.83, 5.25), arrowprops=both)
+    label(ax, 3.1, 6.3, "cross-entropy", weight="bold")
+    box(ax, 8.8, 0.7, 5.2, 1.1, "any text, with or without a label", NEUTRAL)
+    box(ax, 6.5, 2.7, 2.2, 1.1, "a student", STUDENT)
+    box(ax, 6.5, 4.7, 2.2, 1.1, "its logits\n(1, 0)", STUDENT, filled=False)
+    arrow(ax, (9.4, 1.85), (7.7, 2.65))
+    arrow(ax, (7.6, 3.85), (7.6, 4.65))
+    for i, given in enumerate(("(2, -1)", "(1, 0)", "(3, -2)")):
+        x = 9.6 + 2.2 * i
+        box(ax, x, 2.7, 2, 1.1, f"teacher,\nseed {i}", TEACHER)
+        arrow(ax, (11.4 + 0.6 * i, 1.85), (x + 1, 2.65))
+        label(ax, x + 1, 4.15, given, TEACHER)
+    arrow(ax, (12.8, 4.3), (12.8, 4.7), TEACHER)
+    box(ax, 11.2, 4.75, 3.2, 1.0, "their mean (2, -1)", TEACHER, filled=False)
+    ax.annotate("", (11.17, 5.25), (8.73, 5.25), arrowprops=both)
+    label(ax, 9.95, 6.3, "mean squared difference", weight="bold")
+    label(ax, 13.8, 6.3, "no label needed", NEUTRAL, style="italic")
+    return ax
+
+
+def resampling() -> Axes:
+    """The paired bootstrap of notebook 06 on its ten texts: the first two of its draws."""
+    ax = canvas(16, 8.4, 0.66)
+    right = {"teacher": [1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "student": [1, 1, 1, 1, 1, 0, 0, 1, 0, 0]}
+    colors = {"teacher": TEACHER, "student": STUDENT}
+
+    def rows(texts: list[int], top: float, name: str) -> None:
+        label(ax, 0.2, top + 0.3, name, ha="left", weight="bold")
+        for column, text in enumerate(texts):
+            box(ax, 4.1 + 0.85 * column, top, 0.75, 0.6, str(text), NEUTRAL, filled=False)
+            for line, (who, marks) in enumerate(right.items()):
+                place = (4.475 + 0.85 * column, top - 0.35 - 0.55 * line)
+                sign = "\u2713" if marks[text] else "\u2717"
+                label(ax, *place, sign, colors[who] if marks[text] else "#9a9a9a", fontsize=13)
+        shares = {who: sum(marks[text] for text in texts) for who, marks in right.items()}
+        for line, (who, count) in enumerate(shares.items()):
+            y = top - 0.35 - 0.55 * line
+            label(ax, 3.9, y, who, colors[who], ha="right")
+            label(ax, 12.8, y, f"{10 * count} %", colors[who], ha="left")
+        apart = 10 * (shares["student"] - shares["teacher"])
+        label(ax, 14.0, top - 0.62, f"{apart:+} points".replace("-", "\u2212"), ha="left")
+
+    generator = np.random.default_rng(0)
+    rows(list(range(10)), 7.1, "the ten test texts")
+    for number, top in enumerate((4.6, 2.5)):
+        drawn = sorted(generator.integers(10, size=10).tolist())
+        rows(drawn, top, f"draw {number + 1}")
+    arrow(ax, (8.3, 5.9), (8.3, 5.35))
+    label(ax, 8.6, 5.62, "draw ten of them, with replacement", NEUTRAL, ha="left", style="italic")
+    rest = "… 10,000 draws. The middle 95 % of their differences are the interval"
+    label(ax, 8.3, 0.6, rest, weight="bold")
+    return ax
+
+
 DRAWINGS: dict[str, Callable[[], Axes]] = {
     each.__name__: each
     for each in (
         *(idea, blocks, masking, extraction, token_type, losses, hooks, positions),
-        *(seven_losses, relations, equal_minutes),
+        *(seven_losses, relations, equal_minutes, many_processes, wrapper, killed),
+        *(encoders, lessons, resampling),
     )
 } | {f"tour_{number}": lambda number=number: tour(number) for number in TOUR}
 """By the name of the file."""
