@@ -52,7 +52,9 @@ def gain(record: dict, timings: dict) -> str:
         "distilled_task": "student, 3 layers, distilled twice",
         "extracted_task": "the same 3 layers, copied, the task alone distilled",
         "distilled": "distilled on hidden words alone, then fine-tuned on the labels",
+        "mlm_only": "trained on the same texts without the teacher, then fine-tuned on the labels",
         "extracted": "copied, and fine-tuned on the labels",
+        "baseline": "a public student of the same size, fine-tuned on the labels",
     }
     share_head = "share of the teacher's accuracy (95% interval)"
     head = ["", "test accuracy", share_head, "million parameters", "ms a sentence, two CPU cores"]
