@@ -12,9 +12,14 @@ from matplotlib import pyplot as plt
 from helpers import plots
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"README.md": ("gain", "masked-lm"), "docs/results.md": ("sentiment", "shapes")}
+PAGES = {
+    "README.md": ("gain", "masked-lm"),
+    "docs/results.md": ("sentiment", "runs", "shapes"),
+}
 """Which page has a place for what."""
 CUTS = ROOT / "tests" / "bench" / "cuts.json"
+RUNS = ROOT / "tests" / "bench" / "task_runs.json"
+"""What other runs of notebook 06 measured."""
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
@@ -109,6 +114,37 @@ def task(record: dict, timings: dict) -> str:
     return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
 
 
+def runs(record: dict, others: dict) -> str:
+    """Notebook 06's main differences in other runs of it, and in this one."""
+    here = {
+        key: {name: values[key] for name, values in record["contenders"].items()}
+        for key in ("test_accuracy", "learning_rate")
+    }
+    each = {**others, "this page": {**here, "differences": record["differences"]}}
+    names = {
+        "distilled_task, against extracted": "both distillations, against copied",
+        "extracted_task, against extracted": "the task distilled, against copied",
+        "distilled_task, against distilled": "both distillations, against the first alone",
+        "distilled, against extracted": "the first distillation, against copied",
+        "distilled_task, against teacher": "both distillations, against the teacher",
+    }
+    lines = [["difference in percentage points (interval)", *each]]
+    for label, shown in names.items():
+        line = [shown]
+        for run in each.values():
+            found = run["differences"][label]
+            points = [100 * found[key] for key in ("difference", "low", "high")]
+            line.append("{:.1f} ({:.1f} to {:.1f})".format(*points))
+        lines.append(line)
+    for name in ("extracted", "distilled_task"):
+        line = [f"`{name}`: accuracy, and the learning rate that the search chose"]
+        for run in each.values():
+            share, rate = mean(run["test_accuracy"][name]), run["learning_rate"][name]
+            line.append(f"{share:.1%}, {rate:g}")
+        lines.append(line)
+    return f"\n{rows(*lines)}\n\n"
+
+
 def shapes(record: dict) -> str:
     """Students of other shapes, as tests/bench/cuts.py has distilled them."""
 
@@ -141,6 +177,7 @@ def sections() -> dict[str, str]:
         "gain": gain(sentiment["record"], sentiment["timings"]),
         "masked-lm": f"\n{masked_lm_table(student['record'])}\n\n",
         "sentiment": task(sentiment["record"], sentiment["timings"]),
+        "runs": runs(sentiment["record"], json.loads(RUNS.read_text(encoding="utf-8"))),
         "shapes": shapes(json.loads(CUTS.read_text(encoding="utf-8"))["distilled"]),
     }
 
