@@ -281,6 +281,8 @@ def test_committed_notebook_is_built_as_a_notebook_should_be(committed):
     assert any("## Exercises" in source for source in sources)
     for cell in committed.cells:
         assert "!" not in re.sub(r"`[^`]*`|!\[", "", cell.source) or cell.cell_type == "code", cell.source
+        # Without an empty line, the answer is HTML, and its stars, links and formulas are shown as they are typed.
+        assert not re.search(r"</summary>\n(?!\n)", cell.source), cell.source
         if cell.cell_type == "code":
             # The parameters are a list of what can be set, not a piece of code to be understood at once.
             assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 20, cell.source
