@@ -440,20 +440,22 @@ def many_processes() -> Axes:
 
 
 def wrapper() -> Axes:
-    """The student in its wrapper, and the two ways to call it."""
-    ax = canvas(14.1, 4.5, 0.68)
+    """Two models in one prepared module, and the two ways to call it."""
+    ax = canvas(14.6, 4.5, 0.68)
     wrong = "#a32020"
-    frame(ax, 5.7, 0.3, 8.1, 3.9, "wrapper: averages gradients, sets the precision")
-    box(ax, 9.1, 0.8, 4.2, 2.2, "student", STUDENT)
-    box(ax, 5.7, 1.95, 2.0, 1.05, "forward of\nthe wrapper", NEUTRAL)
-    arrow(ax, (7.75, 2.48), (9.05, 2.48), STUDENT)
-    calls = {2.48: ('model["student"](…)', STUDENT), 1.15: ('model["student"].module(…)', wrong)}
+    frame(ax, 6.0, 0.3, 8.4, 3.9, "prepared: averages gradients, sets the number format")
+    box(ax, 10.4, 2.2, 3.4, 0.95, "teacher", TEACHER)
+    box(ax, 10.4, 0.7, 3.4, 0.95, "student", STUDENT)
+    box(ax, 6.0, 2.1, 2.1, 1.1, "its forward\npass", NEUTRAL)
+    arrow(ax, (8.15, 2.75), (10.35, 2.75), STUDENT)
+    arrow(ax, (8.15, 2.45), (10.35, 1.45), STUDENT)
+    calls = {2.65: ("model(…)", STUDENT), 1.05: ('model.module["student"](…)', wrong)}
     for y, (text, color) in calls.items():
-        label(ax, 3.6, y, text, color, ha="right", family="monospace", fontsize=10)
-    arrow(ax, (3.8, 2.48), (5.65, 2.48), STUDENT)
+        label(ax, 4.0, y, text, color, ha="right", family="monospace", fontsize=10)
+    arrow(ax, (4.15, 2.65), (5.95, 2.65), STUDENT)
     style = {"arrowstyle": "-|>", "lw": 1.6, "ls": "--", "color": wrong}
-    ax.annotate("", (9.05, 1.15), (3.8, 1.15), arrowprops=style)
-    label(ax, 7.4, 0.78, "past the wrapper", wrong, style="italic", fontsize=10)
+    ax.annotate("", (10.35, 1.05), (4.15, 1.05), arrowprops=style)
+    label(ax, 7.6, 0.7, "past all of it", wrong, style="italic", fontsize=10)
     return ax
 
 
