@@ -20,7 +20,7 @@ from helpers.plots import NEUTRAL, STUDENT, TEACHER, arrow, box
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"!\[([^\]]+)\]\(attachment:(\w+)\.png\)")
-PICKED, RANDOM, SOFT = "#3d7a4a", "#7b4ab0", "#e9e9e9"
+PICKED, RANDOM, SOFT, LOST = "#3d7a4a", "#7b4ab0", "#e9e9e9", "#a32020"
 TOUR = {
     "00": "by hand",
     "01": "batches",
@@ -442,33 +442,31 @@ def many_processes() -> Axes:
 def wrapper() -> Axes:
     """Two models in one prepared module, and the two ways to call it."""
     ax = canvas(14.6, 4.5, 0.68)
-    wrong = "#a32020"
     frame(ax, 6.0, 0.3, 8.4, 3.9, "prepared: averages gradients, sets the number format")
     box(ax, 10.4, 2.2, 3.4, 0.95, "teacher", TEACHER)
     box(ax, 10.4, 0.7, 3.4, 0.95, "student", STUDENT)
     box(ax, 6.0, 2.1, 2.1, 1.1, "its forward\npass", NEUTRAL)
     arrow(ax, (8.15, 2.75), (10.35, 2.75), STUDENT)
     arrow(ax, (8.15, 2.45), (10.35, 1.45), STUDENT)
-    calls = {2.65: ("model(…)", STUDENT), 1.05: ('model.module["student"](…)', wrong)}
+    calls = {2.65: ("model(…)", STUDENT), 1.05: ('model.module["student"](…)', LOST)}
     for y, (text, color) in calls.items():
         label(ax, 4.0, y, text, color, ha="right", family="monospace", fontsize=10)
     arrow(ax, (4.15, 2.65), (5.95, 2.65), STUDENT)
-    style = {"arrowstyle": "-|>", "lw": 1.6, "ls": "--", "color": wrong}
+    style = {"arrowstyle": "-|>", "lw": 1.6, "ls": "--", "color": LOST}
     ax.annotate("", (10.35, 1.05), (4.15, 1.05), arrowprops=style)
-    label(ax, 7.6, 0.7, "past all of it", wrong, style="italic", fontsize=10)
+    label(ax, 7.6, 0.7, "past all of it", LOST, style="italic", fontsize=10)
     return ax
 
 
 def killed() -> Axes:
     """A run of four epochs that is killed in the second, and started again."""
     ax = canvas(17, 5.1, 0.66)
-    lost = "#a32020"
     label(ax, 0.2, 4.1, "first start", ha="left", weight="bold")
     label(ax, 0.2, 1.55, "same command\nonce more", ha="left", weight="bold")
     box(ax, 3.4, 3.7, 2.9, 0.8, "epoch 1", STUDENT)
-    box(ax, 6.6, 3.7, 1.7, 0.8, "epoch 2", lost, filled=False)
-    label(ax, 8.75, 4.1, "✗", lost, fontsize=20)
-    label(ax, 9.2, 4.1, "SIGKILL: this part is lost", lost, ha="left")
+    box(ax, 6.6, 3.7, 1.7, 0.8, "epoch 2", LOST, filled=False)
+    label(ax, 8.75, 4.1, "✗", LOST, fontsize=20)
+    label(ax, 9.2, 4.1, "SIGKILL: this part is lost", LOST, ha="left")
     box(ax, 5.4, 2.45, 2.1, 0.7, "state.pt", NEUTRAL)
     arrow(ax, (6.3, 3.68), (6.4, 3.2), NEUTRAL)
     arrow(ax, (6.5, 2.43), (6.62, 2.02), NEUTRAL)

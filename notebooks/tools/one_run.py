@@ -11,7 +11,6 @@ left that a process could draw for itself.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from helpers.catalyst_today.history import SilentLogger
 from helpers.data import IGNORED
 from helpers.runner import DistilMLMRunner, distillation_models
 from helpers.runs import experiment
+from helpers.runs.timing import peak_memory
 
 
 class PastTheWrapperRunner(DistilMLMRunner):
@@ -97,10 +97,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """Of this process, on that device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes, on macOS
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would hold that of the parent, too
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+    return peak_memory()
 
 
 def main() -> None:
@@ -131,7 +128,6 @@ def main() -> None:
             "validations": history.validations,
             "counts": watch.counts,
             "sums": watch.sums,
-            "processes": engine.num_processes,
             "threads": torch.get_num_threads(),
             "device": engine.device.type,
             "seconds": statistics.median(after - before for before, after in pairs),
