@@ -72,9 +72,12 @@ def mixed(label: str, weights: dict[str, float], **parameters) -> Callable[..., 
 
 
 def recipe(base: dict[str, Any]) -> list[Run]:
-    """The teacher's head: its bias, rate and steps; then the student's layers, steps and rate."""
+    """The teacher's head: its bias, rate and steps; then the student's layers, steps and rate.
+
+    Few runs: each of them is compared with another that differs in one or two things.
+    """
     own, steps, number = base["TEACHER_STEPS"], base["MAX_STEPS"], number_of_layers(base)
-    rates = (5e-4, 1e-3)
+    rates, first = (5e-4, 1e-3, 2e-3), HeadRecipe()
 
     def head(steps: int, recipe: HeadRecipe) -> Run:
         start = "frequencies" if recipe.token_frequencies else "zero"
@@ -84,25 +87,17 @@ def recipe(base: dict[str, Any]) -> list[Run]:
     def student(which: str, steps: int, rate: float, teacher: HeadRecipe, of: int = own) -> Run:
         values = {"LAYERS": f"{which}:{number}", "MAX_STEPS": steps}
         values |= {"LEARNING_RATE": rate, "TEACHER_STEPS": of}
-        head = "first" if teacher == HeadRecipe() else "new"
+        head = "first" if teacher == first else "new"
         label = f"student: {which}, rate {rate:g}, {steps} steps, {head} head of {of}"
         return Run(label, parameters=values, recipe=teacher)
 
-    heads = [
-        head(steps, HeadRecipe(rate, bias))
-        for steps in (own // 2, own)
-        for rate in rates
-        for bias in (False, True)
-    ]
-    students = [
-        student(which, length, rate, TRIED)
-        for length in (steps // 2, steps)
-        for which in ("first", "spread")
-        for rate in rates
-    ]
-    short = [student("first", steps // 2, rate, TRIED, own // 2) for rate in rates]
-    today = student("spread", steps, rates[0], HeadRecipe())
-    return [*heads, head(2 * own, TRIED), today, *students, *short]
+    faster = HeadRecipe(rates[2], token_frequencies=True)
+    heads = [head(own, first), head(own, TRIED), head(own // 2, TRIED), head(own // 2, faster)]
+    students = [student("first", steps // 2, rate, TRIED) for rate in rates]
+    students.append(student("spread", steps // 2, rates[1], TRIED))
+    students.append(student("first", steps // 2, rates[1], TRIED, own // 2))
+    today = student("spread", steps, rates[0], first)
+    return [*heads, *students, today]
 
 
 def teacher(base: dict[str, Any]) -> list[Run]:
