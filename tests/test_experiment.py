@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers import evaluation, models
-from helpers.data import masked_lm_loaders, token_counts
+from helpers.data import masked_lm_loaders, target_counts
 from helpers.runs import experiment, records
 from helpers.runs.experiment import made
 from helpers.runs.parameters import check_parameters
@@ -234,7 +234,7 @@ def test_relative_paths_are_from_the_root(tmp_path, monkeypatch):
     assert records.from_root(tmp_path / "x") == tmp_path / "x"
 
 
-def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its_name(parameters, engine, sentences):
+def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its_name(parameters, engine):
     first = experiment.ensure_teacher(parameters, engine)
     recipe = experiment.HeadRecipe(learning_rate=2e-3, token_frequencies=True)
     other = experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine, recipe)
@@ -246,7 +246,8 @@ def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its
     again = experiment.ensure_teacher(parameters | {"TEACHER_STEPS": 1}, engine, recipe)
     assert again.found
     assert again.recipe == recipe
-    counts = torch.from_numpy(token_counts(sentences, other.tokenizer)).double() + 1
+    train = experiment.corpus_loaders(parameters, other.tokenizer, 1)["train"]
+    counts = torch.from_numpy(target_counts(train)).double() + 1
     started = (counts / counts.sum()).log()
     bias = other.model.get_output_embeddings().bias.double()
     assert (bias - started).abs().max() < 0.01, "one step of Adam moves it by its learning rate"

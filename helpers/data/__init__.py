@@ -21,6 +21,7 @@ from helpers.data.masked import (
     masked_lm_loaders,
     masked_targets,
     renumbered,
+    target_counts,
     token_counts,
     token_ids,
     token_lengths,

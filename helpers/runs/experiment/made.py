@@ -11,11 +11,11 @@ from typing import Any
 from catalyst.core.callback import Callback
 
 from helpers.catalyst_today.engine import Engine, default_precision
-from helpers.data import token_counts
+from helpers.data import target_counts
 from helpers.models import head_is_untrained, start_head
 from helpers.runs.cards import student_card, teacher_card
 from helpers.runs.experiment.shape import chosen_layers, cuts, make_student, prepare_teacher
-from helpers.runs.experiment.texts import corpus_loaders, read_corpus, split_steps
+from helpers.runs.experiment.texts import corpus_loaders, split_steps
 from helpers.runs.experiment.trained import HEAD, HeadRecipe, Trained, found_or_made
 from helpers.runs.records import fingerprint, from_root, identities, identity
 from helpers.training import distill, train_masked_lm
@@ -63,8 +63,8 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None, rec
         steps = parameters["TEACHER_STEPS"]
         settings = {**parameters, "BATCH_SIZE": parameters["TEACHER_BATCH_SIZE"]}
         loaders = corpus_loaders(settings, tokenizer, steps, TEACHER_SEED)
-        if recipe.token_frequencies:
-            start_head(model, token_counts(read_corpus(parameters), tokenizer))
+        if recipe.token_frequencies and model.get_output_embeddings().bias is not None:
+            start_head(model, target_counts(loaders["train"]))
         own_engine, start = engine or Engine(), time.perf_counter()
         history = train_masked_lm(
             model,

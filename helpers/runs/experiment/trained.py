@@ -24,8 +24,8 @@ class HeadRecipe:
 
     Attributes:
         learning_rate: at the end of the warm-up.
-        token_frequencies: True where the output bias starts at the log of CORPUS' token frequencies (see
-            `models.start_head`), and not at zero.
+        token_frequencies: True where the output bias, if there is one, starts at the log of the token frequencies of
+            the training rows (see `models.start_head`), and not at zero.
     """
 
     learning_rate: float = 5e-4
