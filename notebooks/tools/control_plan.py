@@ -77,27 +77,19 @@ def recipe(base: dict[str, Any]) -> list[Run]:
     Few runs: each of them is compared with another that differs in one or two things.
     """
     own, steps, number = base["TEACHER_STEPS"], base["MAX_STEPS"], number_of_layers(base)
-    rates, first = (5e-4, 1e-3, 2e-3), HeadRecipe()
 
     def head(steps: int, recipe: HeadRecipe) -> Run:
         start = "frequencies" if recipe.token_frequencies else "zero"
         label = f"head: bias from {start}, rate {recipe.learning_rate:g}, {steps} steps"
         return Run(label, "head", parameters={"TEACHER_STEPS": steps}, recipe=recipe)
 
-    def student(which: str, steps: int, rate: float, teacher: HeadRecipe, of: int = own) -> Run:
-        values = {"LAYERS": f"{which}:{number}", "MAX_STEPS": steps}
-        values |= {"LEARNING_RATE": rate, "TEACHER_STEPS": of}
-        head = "first" if teacher == first else "new"
-        label = f"student: {which}, rate {rate:g}, {steps} steps, {head} head of {of}"
-        return Run(label, parameters=values, recipe=teacher)
+    def student(which: str, steps: int, rate: float) -> Run:
+        values = {"LAYERS": f"{which}:{number}", "MAX_STEPS": steps, "LEARNING_RATE": rate}
+        return Run(f"student: {which} layers, rate {rate:g}, {steps} steps", parameters=values)
 
-    faster = HeadRecipe(rates[2], token_frequencies=True)
-    heads = [head(own, first), head(own, TRIED), head(own // 2, TRIED), head(own // 2, faster)]
-    students = [student("first", steps // 2, rate, TRIED) for rate in rates]
-    students.append(student("spread", steps // 2, rates[1], TRIED))
-    students.append(student("first", steps // 2, rates[1], TRIED, own // 2))
-    today = student("spread", steps, rates[0], first)
-    return [*heads, *students, today]
+    heads = [head(own, HEAD), head(own, TRIED), head(own // 2, TRIED)]
+    students = [student("first", steps // 2, rate) for rate in (1e-3, 5e-4, 2e-3)]
+    return [*heads, *students, student("spread", steps // 2, 1e-3), student("spread", steps, 5e-4)]
 
 
 def teacher(base: dict[str, Any]) -> list[Run]:

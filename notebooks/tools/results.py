@@ -1,4 +1,4 @@
-"""Write what notebooks 03 and 06 measured into README.md and docs/results.md: `make results`."""
+"""Write what notebooks and records have into README.md and docs/results.md: `make results`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from statistics import mean, stdev
 import nbformat
 from matplotlib import pyplot as plt
 from helpers import plots
+from helpers.runs import controls
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ("gain", "masked-lm"),
-    "docs/results.md": ("sentiment", "runs", "shapes"),
+    "docs/results.md": ("recipe", "sentiment", "shapes"),
 }
 """Which page has a place for what."""
 CUTS = ROOT / "tests" / "bench" / "cuts.json"
-RUNS = ROOT / "tests" / "bench" / "task_runs.json"
-"""What other runs of notebook 06 measured."""
+RECIPE = ROOT / "notebooks" / "records" / "recipe.json"
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
@@ -114,34 +114,16 @@ def task(record: dict, timings: dict) -> str:
     return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
 
 
-def runs(record: dict, others: dict) -> str:
-    """Notebook 06's main differences in other runs of it, and in this one."""
-    here = {
-        key: {name: values[key] for name, values in record["contenders"].items()}
-        for key in ("test_accuracy", "learning_rate")
-    }
-    each = {**others, "this page": {**here, "differences": record["differences"]}}
-    names = {
-        "distilled_task, against extracted": "both distillations, against copied",
-        "extracted_task, against extracted": "the task distilled, against copied",
-        "distilled_task, against distilled": "both distillations, against the first alone",
-        "distilled, against extracted": "the first distillation, against copied",
-        "distilled_task, against teacher": "both distillations, against the teacher",
-    }
-    lines = [["difference in percentage points (interval)", *each]]
-    for label, shown in names.items():
-        line = [shown]
-        for run in each.values():
-            found = run["differences"][label]
-            points = [100 * found[key] for key in ("difference", "low", "high")]
-            line.append("{:.1f} ({:.1f} to {:.1f})".format(*points))
-        lines.append(line)
-    for name in ("extracted", "distilled_task"):
-        line = [f"`{name}`: accuracy, and the learning rate that the search chose"]
-        for run in each.values():
-            share, rate = mean(run["test_accuracy"][name]), run["learning_rate"][name]
-            line.append(f"{share:.1%}, {rate:g}")
-        lines.append(line)
+def recipe(record: dict) -> str:
+    """The search for the default recipe: the teacher's heads, then the students."""
+    columns = {"accuracy at [MASK], %": "at [MASK], %", "accuracy, %": "accuracy, %"}
+    head = ["what is trained", *columns, "perplexity", "KL to its teacher", "top-5 overlap"]
+    lines = [head]
+    shown = controls.table(record, next(iter(controls.by_label(record))))
+    for label, row in shown.iterrows():
+        line = [label, *(row[own] for own in columns.values()), f"{row['perplexity']:.1f}"]
+        near = [f"{row['KL']:.3f}", f"{row['top-5 overlap']:.2f}"]
+        lines.append(line + (near if label.startswith("student") else ["", ""]))
     return f"\n{rows(*lines)}\n\n"
 
 
@@ -176,8 +158,8 @@ def sections() -> dict[str, str]:
     return {
         "gain": gain(sentiment["record"], sentiment["timings"]),
         "masked-lm": f"\n{masked_lm_table(student['record'])}\n\n",
+        "recipe": recipe(json.loads(RECIPE.read_text(encoding="utf-8"))),
         "sentiment": task(sentiment["record"], sentiment["timings"]),
-        "runs": runs(sentiment["record"], json.loads(RUNS.read_text(encoding="utf-8"))),
         "shapes": shapes(json.loads(CUTS.read_text(encoding="utf-8"))["distilled"]),
     }
 
