@@ -14,7 +14,7 @@ TASK += ("FINE_TUNING_BATCH_SIZE", "FINE_TUNING_EPOCHS", "FINE_TUNING_LEARNING_R
 FIVE_TWO_ONE = {"kl": 5 / 8, "mlm": 2 / 8, "cosine": 1 / 8}
 """DistilBERT's weights: the default mix."""
 TRIED = HeadRecipe(learning_rate=1e-3, token_frequencies=True)
-"""How the heads of the parts `recipe` and `teacher` are trained; all others have `HEAD`."""
+"""Another way to train the teacher's head, which the part `recipe` compares with `HEAD`."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def teacher(base: dict[str, Any]) -> list[Run]:
     strong, number = {"TEACHER_STEPS": 8 * base["TEACHER_STEPS"]}, number_of_layers(base)
     chosen = {which: {**strong, "LAYERS": f"{which}:{number}"} for which in ("first", "spread")}
     before = [
-        Run(f"extracted, {which}", "nothing", parameters=own, recipe=TRIED)
-        for which, own in chosen.items()
+        Run(f"extracted, {which}", "nothing", parameters=own) for which, own in chosen.items()
     ]
     rows = [
         mixed(f"{which} layers, {name}", mix, **chosen[which])
@@ -108,9 +107,7 @@ def teacher(base: dict[str, Any]) -> list[Run]:
             ("first", "masked LM alone", {"mlm": 1.0}),
         )
     ]
-    rows = [partial(row, recipe=TRIED) for row in rows]
-    first = Run("teacher", "head", parameters=strong, recipe=TRIED)
-    return [first, *before, *seeded(base, rows)]
+    return [Run("teacher", "head", parameters=strong), *before, *seeded(base, rows)]
 
 
 def losses(base: dict[str, Any]) -> list[Run]:
