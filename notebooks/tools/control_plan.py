@@ -88,8 +88,9 @@ def recipe(base: dict[str, Any]) -> list[Run]:
         return Run(f"student: {which} layers, rate {rate:g}, {steps} steps", parameters=values)
 
     heads = [head(own, HEAD), head(own, TRIED), head(own // 2, TRIED)]
-    students = [student("first", steps // 2, rate) for rate in (1e-3, 5e-4, 2.5e-4)]
-    return [*heads, *students, student("spread", steps // 2, 5e-4), student("spread", steps, 5e-4)]
+    students = [student("first", steps // 2, rate) for rate in (2.5e-4, 5e-4, 1e-3, 2e-3)]
+    students += [student("spread", steps // 2, rate) for rate in (5e-4, 1e-3)]
+    return [*heads, *students, student("spread", steps, 5e-4)]
 
 
 def teacher(base: dict[str, Any]) -> list[Run]:
