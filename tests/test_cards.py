@@ -16,6 +16,7 @@ from helpers import classification, data, evaluation, training
 from helpers.catalyst_today.saving import save_folder
 from helpers.runs import experiment
 from helpers.runs.cards import add_table, model_card
+from helpers.runs.task import classifier_card
 
 
 def test_a_students_card_tells_what_its_training_did(parameters):
@@ -78,6 +79,21 @@ def test_nobody_takes_what_a_card_says_for_the_result_of_a_benchmark(tmp_path):
     reached = card.text[card.text.index("## What it reaches") :]
     assert reached.index(f"texts of `{corpus}` (held out here)") < reached.index("| macro F1 | 0.5 |")
     assert "no benchmark's result" in reached
+
+
+@pytest.mark.parametrize(
+    ("source", "corpus"),
+    [
+        ("bundled", "cornell-movie-review-data/rotten_tomatoes"),
+        ("somewhere/reviews.csv", "reviews.csv"),
+        ({"good": "a/good.txt", "bad": "b/bad.txt"}, "good.txt, bad.txt"),
+    ],
+)
+def test_a_classifiers_card_names_the_texts_that_it_was_scored_on(source, corpus):
+    values = {"LABELLED_CORPUS": source, "TEACHER": "minilm"}
+    card = classifier_card("a", "A classifier.", values, settings={}, metrics={"accuracy": 0.7})
+    (result,) = card.data.eval_results
+    assert (result.task_type, result.dataset_name) == ("text-classification", f"{corpus} (held out here)")
 
 
 def test_the_card_reports_the_weights_that_are_saved_and_not_better_ones(parameters, engine, monkeypatch):

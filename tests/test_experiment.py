@@ -1,11 +1,12 @@
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 
 from helpers import evaluation, models
-from helpers.data import masked_lm_loaders, target_counts
+from helpers.data import masked_lm_loaders
 from helpers.runs import experiment, records
 from helpers.runs.experiment import made
 from helpers.runs.parameters import check_parameters
@@ -234,6 +235,16 @@ def test_relative_paths_are_from_the_root(tmp_path, monkeypatch):
     assert records.from_root(tmp_path / "x") == tmp_path / "x"
 
 
+def test_target_counts_against_counting_by_hand(tiny, sentences):
+    _, tokenizer = tiny
+    loader = masked_lm_loaders(sentences, tokenizer, max_length=16, batch_size=4)["train"]
+    read = Counter(token for row in loader.dataset["input_ids"] for token in row)
+    special = set(tokenizer.all_special_ids)
+    assert special & set(read), "the rows hold [CLS] and [SEP], which are never hidden"
+    by_hand = [0 if token in special else read[token] for token in range(len(tokenizer))]
+    assert made.target_counts(loader, tokenizer).tolist() == by_hand
+
+
 def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its_name(parameters, engine):
     first = experiment.ensure_teacher(parameters, engine)
     recipe = experiment.HeadRecipe(learning_rate=2e-3, token_frequencies=True)
@@ -247,7 +258,7 @@ def test_a_head_of_another_recipe_is_another_teacher_and_the_first_one_keeps_its
     assert again.found
     assert again.recipe == recipe
     train = experiment.corpus_loaders(parameters, other.tokenizer, 1)["train"]
-    counts = torch.from_numpy(target_counts(train)).double() + 1
+    counts = torch.from_numpy(made.target_counts(train, other.tokenizer)).double() + 1
     started = (counts / counts.sum()).log()
     bias = other.model.get_output_embeddings().bias.double()
     assert (bias - started).abs().max() < 0.01, "one step of Adam moves it by its learning rate"

@@ -21,7 +21,6 @@ from helpers.data.masked import (
     masked_lm_loaders,
     masked_targets,
     renumbered,
-    target_counts,
     token_counts,
     token_ids,
     token_lengths,

@@ -157,28 +157,11 @@ def token_lengths(texts: datasets.Dataset, tokenizer) -> np.ndarray:
     return token_ids(texts, tokenizer).with_format("numpy")["length"][:]
 
 
-def _counts(rows: datasets.Dataset, tokenizer) -> np.ndarray:
-    """How often each id of the vocabulary stands in ``input_ids``: (highest id + 1,) int64."""
-    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
-    for batch in rows.with_format("numpy").iter(1000):
-        counts += np.bincount(np.concatenate(batch["input_ids"]).astype(np.int64), minlength=len(counts))
-    return counts
-
-
 def token_counts(texts: datasets.Dataset, tokenizer) -> np.ndarray:
     """How often the texts use each token of the vocabulary: (highest id + 1,) int64."""
-    return _counts(token_ids(texts, tokenizer), tokenizer)
-
-
-def target_counts(loader: DataLoader) -> np.ndarray:
-    """How often each token may have to be predicted in the rows of `masked_lm_loaders`' training loader.
-
-    Returns:
-        (highest id + 1,) int64; 0 for special tokens, which are never hidden.
-    """
-    collate = loader.collate_fn
-    counts = _counts(loader.dataset, collate.masking.tokenizer)
-    counts[collate.special.numpy()] = 0
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    for batch in token_ids(texts, tokenizer).with_format("numpy").iter(1000):
+        counts += np.bincount(np.concatenate(batch["input_ids"]).astype(np.int64), minlength=len(counts))
     return counts
 
 

@@ -47,7 +47,7 @@ def start_head(model: PreTrainedModel, token_counts: np.ndarray | None = None) -
 
     Args:
         model: a masked-LM model of `families.FAMILIES`.
-        token_counts: (rows,) int, how often a corpus uses each token, as `data.target_counts` gives it; rows of the
+        token_counts: (rows,) int, how often a corpus uses each token, as `data.token_counts` gives it; rows of the
             vocabulary beyond them count as unused. None starts the bias at zero.
 
     Raises:

@@ -111,6 +111,19 @@ def parted(parameters: dict[str, Any]) -> dict[str, datasets.Dataset]:
     return part(table, parameters["PART_SIZES"], corpus=corpus, transfer_texts=parameters["TRANSFER_TEXTS"])
 
 
+def classifier_card(title: str, what: str, parameters: dict[str, Any], **options) -> ModelCard:
+    """`model_card` of a classifier of LABELLED_CORPUS; the options are that function's."""
+    source = parameters["LABELLED_CORPUS"]
+    return model_card(
+        title,
+        "text-classification",
+        what,
+        teacher=parameters["TEACHER"],
+        corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else source_name(source),
+        **options,
+    )
+
+
 def task(
     parameters: dict[str, Any],
     teacher: Trained,
@@ -180,13 +193,10 @@ def task(
 
     def card(steps: int, metrics: dict[str, float]) -> ModelCard:
         settings = {"start": start, "steps": steps, "losses": loss_weights, "seed": seed}
-        source = parameters["LABELLED_CORPUS"]
-        return model_card(
+        return classifier_card(
             title,
-            "text-classification",
             "A classifier on the encoder of its teacher, or of a student of that.",
-            teacher=parameters["TEACHER"],
-            corpus="cornell-movie-review-data/rotten_tomatoes" if source == "bundled" else source_name(source),
+            parameters,
             settings=settings | ({} if start == "teacher" else {"layers": layers}),
             metrics=metrics,
             split=VALIDATION_PART,

@@ -8,10 +8,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from catalyst.core.callback import Callback
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from helpers.catalyst_today.engine import Engine, default_precision
-from helpers.data import target_counts
 from helpers.models import head_is_untrained, start_head
 from helpers.runs.cards import student_card, teacher_card
 from helpers.runs.experiment.shape import chosen_layers, cuts, make_student, prepare_teacher
@@ -40,6 +42,19 @@ def _teacher_values(
     return values | own | cuts(parameters, "VOCABULARY")
 
 
+def target_counts(loader: DataLoader, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """How often each token may have to be predicted in the rows of `masked_lm_loaders`' training loader.
+
+    Returns:
+        (highest id + 1,) int64; 0 for special tokens, which are never hidden.
+    """
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    for batch in loader.dataset.with_format("numpy").iter(1000):
+        counts += np.bincount(np.concatenate(batch["input_ids"]).astype(np.int64), minlength=len(counts))
+    counts[loader.collate_fn.special.numpy()] = 0
+    return counts
+
+
 def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None, recipe: HeadRecipe = HEAD) -> Trained:
     """The teacher with a masked-LM head that works.
 
@@ -64,7 +79,7 @@ def ensure_teacher(parameters: dict[str, Any], engine: Engine | None = None, rec
         settings = {**parameters, "BATCH_SIZE": parameters["TEACHER_BATCH_SIZE"]}
         loaders = corpus_loaders(settings, tokenizer, steps, TEACHER_SEED)
         if recipe.token_frequencies and model.get_output_embeddings().bias is not None:
-            start_head(model, target_counts(loaders["train"]))
+            start_head(model, target_counts(loaders["train"], tokenizer))
         own_engine, start = engine or Engine(), time.perf_counter()
         history = train_masked_lm(
             model,
