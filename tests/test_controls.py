@@ -289,7 +289,7 @@ def test_the_command_makes_a_fresh_record_once(base, part, tmp_path, monkeypatch
 
 def test_parts_share_runs(engine):
     base = controls.shared_parameters({"SEEDS": [0], "MAX_STEPS": 320})
-    assert base["LAYERS"] == "first:3"
+    assert base["LAYERS"] == "spread:3"
     by_name = {
         part: {control_runs.identity_of(run, base, engine): run.key for run in PARTS[part](base)}
         for part in ("losses", "length")

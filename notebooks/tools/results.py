@@ -15,7 +15,7 @@ from helpers.runs import controls
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ("gain", "masked-lm"),
-    "docs/results.md": ("recipe", "sentiment", "shapes"),
+    "docs/results.md": ("recipe", "sentiment", "comparisons", "shapes"),
 }
 """Which page has a place for what."""
 CUTS = ROOT / "tests" / "bench" / "cuts.json"
@@ -114,6 +114,19 @@ def task(record: dict, timings: dict) -> str:
     return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
 
 
+def comparisons(record: dict) -> str:
+    """Notebook 06's comparisons, as it wrote them down before it read the test part."""
+    head = ["the first one, against the second", "difference in percentage points", "interval"]
+    lines = [[*head, "level", "the first one is"]]
+    for label, found in record["differences"].items():
+        low, high = 100 * found["low"], 100 * found["high"]
+        said = "higher" if low > 0 else "lower" if high < 0 else "not shown to differ"
+        names = ", against ".join(f"`{name}`" for name in label.split(", against "))
+        difference, between = f"{100 * found['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"
+        lines.append([names, difference, between, f"{found['level']:.1%}", said])
+    return f"\n{rows(*lines)}\n\n"
+
+
 def recipe(record: dict) -> str:
     """The search for the default recipe: the teacher's heads, then the students."""
     columns = {"accuracy at [MASK], %": "at [MASK], %", "accuracy, %": "accuracy, %"}
@@ -160,6 +173,7 @@ def sections() -> dict[str, str]:
         "masked-lm": f"\n{masked_lm_table(student['record'])}\n\n",
         "recipe": recipe(json.loads(RECIPE.read_text(encoding="utf-8"))),
         "sentiment": task(sentiment["record"], sentiment["timings"]),
+        "comparisons": comparisons(sentiment["record"]),
         "shapes": shapes(json.loads(CUTS.read_text(encoding="utf-8"))["distilled"]),
     }
 
