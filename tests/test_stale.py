@@ -533,6 +533,7 @@ def test_what_another_processor_changes_of_a_record_passes_and_no_more():
         "student_masked_accuracy": 0.5,
         "largest_logit_difference_bert_base": 2e-6,
         "validations": [{"loss": 0.8, "lr": 0.001, "step": 5}],
+        "from_few_rows": {"cross-entropy": 3.7, "KL to the teacher": 0.1},
         "labels": ["good", "bad"],
     }
 
@@ -550,6 +551,8 @@ def test_what_another_processor_changes_of_a_record_passes_and_no_more():
     assert changed("validations", [{"loss": 0.8, "lr": 0.0010005, "step": 5}]) != []
     assert changed("validations", [{"loss": 0.8, "lr": 0.001, "step": 6}]) != []
     assert changed("validations", []) != []
+    assert changed("from_few_rows", {"cross-entropy": 3.7003, "KL to the teacher": 0.100009}) == []
+    assert len(changed("from_few_rows", {"cross-entropy": 3.7005, "KL to the teacher": 0.10002})) == 2
     assert changed("valid_masked_tokens", 41) == ["valid_masked_tokens: 40 committed, 41 now"]
     assert changed("labels", ["bad", "good"]) != []
     assert changed("parameters", {"LEARNING_RATE": 0.001, "LOSS_WEIGHTS": {"kl": 0.5001}}) != []

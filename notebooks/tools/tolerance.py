@@ -21,7 +21,7 @@ RULES = (  # the first whose pattern is found in a number's path in the record
     (r"^parameters\.|\.varied\.", "exact", "what a run was given has no rounding"),
     (r"largest_\w*difference", "rounding", "nothing but rounding: another one on any processor"),
     (r"accuracy|overlap|macro_f1|share_kept|searched|differences", "flips", "right or wrong"),
-    (r"perplexity|loss|\bmlm\b|kl|cosine|mse", "relative", "sums of many rounded products"),
+    (r"perplexity|loss|cross.entropy|\bmlm\b|kl|KL|cosine|mse", "relative", "rounded sums"),
     (r"", "exact", "counts, shapes, learning rates and texts come from no rounded sum"),
 )
 """Pattern, how numbers there are compared, and why."""
