@@ -81,6 +81,18 @@ def test_what_the_pages_conclude_is_what_notebook_06_measured():
         )
         assert said in read("README.md")
         assert said in page
+    differences = record["differences"]
+    shown = {"extracted_task, against extracted", "distilled_task, against distilled"}
+    for label in shown | {"distilled, against extracted", "distilled, against mlm_only"}:
+        found = [100 * differences[label][key] for key in ("difference", "low", "high")]
+        assert "{:.1f} ({:.1f} to {:.1f})".format(*found) in page
+    higher = {label for label, found in differences.items() if found["low"] > 0}
+    others = {"distilled_task, against extracted", "distilled_task, against baseline"}
+    assert higher == shown | others, "of no other pair is a difference shown"
+    assert not [label for label, found in differences.items() if found["high"] < 0]
+    means = {name: statistics.mean(each["test_accuracy"]) for name, each in record["contenders"].items()}
+    best = sorted(means, key=means.get, reverse=True)
+    assert best[:3] == ["teacher", "distilled_task", "extracted_task"]
     for name in ("random", "extracted"):
         assert f"{record['contenders'][name]['share_kept'][1]:.1%}" in page.split("## In short")[1].split("\n## ")[0]
 
