@@ -104,12 +104,11 @@ def seed_points(
 
 
 def contender_colors(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: the teacher's for what is called teacher, for others matplotlib's "Dark2" or, if they are
-    more than it has, "tab20", whose neighbours are a dark and a light one of the same hue."""
-    names = list(names)
-    green, _, *more = colormaps["Dark2"].colors  # the second is too near to the teacher's
-    others = cycle([green, *more] if len(names) <= 7 else colormaps["tab20"].colors)
-    return {name: TEACHER if "teacher" in name.lower() else to_hex(next(others)) for name in names}
+    """A colour for each name: the teacher's for what is called teacher, for others matplotlib's "tab20", the dark ones
+    of it first, without the two that are too near to the teacher's."""
+    colors = colormaps["tab20"].colors
+    others = cycle(c for c in map(to_hex, [*colors[::2], *colors[1::2]]) if c not in ("#ff7f0e", "#8c564b"))
+    return {name: TEACHER if "teacher" in name.lower() else next(others) for name in names}
 
 
 def seed_curves(
@@ -148,21 +147,26 @@ def seed_curves(
 def points_with_ranges(
     points: dict[str, tuple[float, Sequence[float]]], title: str, xlabel: str, ylabel: str, ax: Axes
 ) -> Axes:
-    """Draw a point a name: x one number, y the mean over seeds, a bar from the least to the greatest; named beside."""
+    """Draw a point a name: x one number, y the mean over seeds, a bar from the least to the greatest.
+
+    The names stand at the right: `ax` is of a figure with constrained layout, which makes room for them.
+    """
     means = {name: sum(values) / len(values) for name, (_, values) in points.items()}
     gap = 0.07 * (max(max(values) for _, values in points.values()) - min(min(values) for _, values in points.values()))
     # Points may lie on each other: the names stand in a column, a line's height apart, the highest at its point.
     heights, above = {}, float("inf")
     for name in sorted(means, key=means.get, reverse=True):
         heights[name] = above = min(means[name], above - gap)
-    right, colors = max(x for x, _ in points.values()), contender_colors(points)
+    right, colors, outside = max(x for x, _ in points.values()), contender_colors(points), ax.get_yaxis_transform()
     for name in points:
         (x, values), mean = points[name], means[name]
         reach = [[mean - min(values)], [max(values) - mean]]
         ax.errorbar(x, mean, yerr=reach, fmt="o", color=colors[name], capsize=4, markersize=7)
         line = {"arrowstyle": "-", "color": colors[name], "lw": 0.7, "alpha": 0.6}
-        ax.annotate(name, (x, mean), (1.12 * right, heights[name]), va="center", color=colors[name], arrowprops=line)
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.5 * right))
+        style = {"color": colors[name], "va": "center", "arrowprops": line}
+        ax.annotate(name, (x, mean), (1.02, heights[name]), textcoords=outside, **style)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.05 * right))
+    ax.set_ylim(bottom=min(ax.get_ylim()[0], above - gap / 2))  # the lowest name does not hang below the picture
     ax.grid(alpha=0.3)
     return ax
 

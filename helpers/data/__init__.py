@@ -18,6 +18,7 @@ from helpers.data.masked import (
     IGNORED,
     EndlessShuffle,
     MaskingCollator,
+    id_counts,
     masked_lm_loaders,
     masked_targets,
     renumbered,

@@ -157,12 +157,17 @@ def token_lengths(texts: datasets.Dataset, tokenizer) -> np.ndarray:
     return token_ids(texts, tokenizer).with_format("numpy")["length"][:]
 
 
-def token_counts(texts: datasets.Dataset, tokenizer) -> np.ndarray:
-    """How often the texts use each token of the vocabulary: (highest id + 1,) int64."""
+def id_counts(rows: datasets.Dataset, tokenizer) -> np.ndarray:
+    """How often rows of `input_ids` hold each id of the vocabulary: (highest id + 1,) int64."""
     counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
-    for batch in token_ids(texts, tokenizer).with_format("numpy").iter(1000):
+    for batch in rows.with_format("numpy").iter(1000):
         counts += np.bincount(np.concatenate(batch["input_ids"]).astype(np.int64), minlength=len(counts))
     return counts
+
+
+def token_counts(texts: datasets.Dataset, tokenizer) -> np.ndarray:
+    """How often the texts use each token of the vocabulary: (highest id + 1,) int64."""
+    return id_counts(token_ids(texts, tokenizer), tokenizer)
 
 
 def _edges(tokenizer) -> list[int]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from helpers.catalyst_today.engine import Engine, default_precision
+from helpers.data import id_counts
 from helpers.models import head_is_untrained, start_head
 from helpers.runs.cards import student_card, teacher_card
 from helpers.runs.experiment.shape import chosen_layers, cuts, make_student, prepare_teacher
@@ -48,9 +49,7 @@ def target_counts(loader: DataLoader, tokenizer: PreTrainedTokenizerBase) -> np.
     Returns:
         (highest id + 1,) int64; 0 for special tokens, which are never hidden.
     """
-    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
-    for batch in loader.dataset.with_format("numpy").iter(1000):
-        counts += np.bincount(np.concatenate(batch["input_ids"]).astype(np.int64), minlength=len(counts))
+    counts = id_counts(loader.dataset, tokenizer)
     counts[loader.collate_fn.special.numpy()] = 0
     return counts
 
