@@ -86,8 +86,8 @@ def check_05(record):
 def check_06(record):
     contenders = record["contenders"]
     names = ["teacher", "distilled", "mlm_only", "extracted", "random", "random_layers", "baseline"]
-    names += ["distilled_task", "extracted_task", "mlm_only_task", "distilled_task_labelled", "distilled_task_one"]
-    names += ["distilled_longer"]
+    names += ["distilled_task", "extracted_task", "mlm_only_task", "distilled_task_labelled"]
+    names += ["distilled_task_left_over", "distilled_task_corpus", "distilled_task_one", "distilled_longer"]
     assert list(contenders) == names
     assert record["labels"] == ["english", "german", "russian"]
     assert record["parts"] == {"train": 40, "valid": 12, "test": 16, "transfer": 50}

@@ -80,6 +80,9 @@ def test_the_notebooks_and_their_parameters():
     assert plans["03"]["SENTENCES"] == ["a [MASK]"]
     assert "SENTENCES" not in plans["06"]
     assert plans["06"]["SEEDS"] == [4]
+    assert plans["06"]["MORE_CONTENDERS"] == []
+    more = plan("LABELLED_CORPUS=bundled", "MORE_CONTENDERS=[mlm_only_task]")["06"]["MORE_CONTENDERS"]
+    assert more == ["mlm_only_task"]
     assert plans["06"]["PART_SIZES"] == {"train": 2000, "valid": 1000, "test": 2500}, "the notebook's default"
     assert list(plan("LABELLED_CORPUS=bundled", "COMPRESS=1")) == ["03", "06", "07"]
     assert list(plan("LABELLED_CORPUS=bundled", "COMPRESS=0")) == ["03", "06"]

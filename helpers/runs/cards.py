@@ -28,7 +28,8 @@ METRICS = {
 }
 """What the metrics are, where the hub's names for them could mean something else too."""
 USES = {
-    "fill-mask": 'pipeline("fill-mask", model="this folder")("A text with a [MASK] in it.")',
+    "fill-mask": 'fill = pipeline("fill-mask", model="this folder")\n'
+    'fill(f"A text with a {fill.tokenizer.mask_token} in it.")',
     "text-classification": 'pipeline("text-classification", model="this folder", truncation=True)("A text.")',
 }
 
@@ -89,6 +90,8 @@ def model_card(
         "Versions": {"Python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
     measured = f"Measured on texts of `{corpus}` ({split}). Others do not use this split: it is no benchmark's result."
+    if split == VALIDATION_PART:
+        measured += " Of the weights after each validation the best were kept, so the figures may be a little too good."
     notes, sections = {"What it reaches": [measured, ""]}, []
     for heading, rows in tables.items():
         lines = [f"| {name} | {value} |" for name, value in rows.items()]

@@ -114,6 +114,8 @@ MORE_CONTENDERS = {
     "mlm_only_task",
     "distilled_longer",
     "distilled_task_labelled",
+    "distilled_task_left_over",
+    "distilled_task_corpus",
     "distilled_task_one",
 }
 

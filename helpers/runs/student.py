@@ -49,13 +49,13 @@ def plan(given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     if compress not in (0, 1) or (compress and "LABELLED_CORPUS" not in given):
         raise ValueError(f"COMPRESS is {compress}: 1 compresses the classifier, so it needs LABELLED_CORPUS, too.")
     chosen = NOTEBOOKS[: 1 + ("LABELLED_CORPUS" in given) + compress]
-    given = {"CONTROL": False} | given  # one student, and as soon as may be
+    quick = {"CONTROL": False, "MORE_CONTENDERS": []}  # one student, and as soon as may be
     plans = {}
     for path in (ROOT / "notebooks" / f"{name}.ipynb" for name in chosen):
         if not path.is_file():
             raise ValueError(f"{path} is missing: give this command in a clone of the repository.")
         own = defaults(path)
-        plans[path] = own | {name: value for name, value in given.items() if name in own}
+        plans[path] = own | {name: value for name, value in {**quick, **given}.items() if name in own}
     known = {name for values in plans.values() for name in values}
     for name in given:
         if name in PARAMETERS and name not in known:

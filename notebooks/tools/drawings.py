@@ -526,7 +526,7 @@ def lessons() -> Axes:
         box(ax, x, 2.7, 2, 1.1, f"teacher,\nseed {i}", TEACHER)
         arrow(ax, (11.4 + 0.6 * i, 1.85), (x + 1, 2.65))
         label(ax, x + 1, 4.15, given, TEACHER)
-    arrow(ax, (12.8, 4.3), (12.8, 4.7), TEACHER)
+        arrow(ax, (x + 1, 4.35), (12.2 + 0.6 * i, 4.72), TEACHER)
     box(ax, 11.2, 4.75, 3.2, 1.0, "their mean (2, -1)", TEACHER, filled=False)
     ax.annotate("", (11.17, 5.25), (8.73, 5.25), arrowprops=both)
     label(ax, 9.95, 6.3, "mean squared difference", weight="bold")
