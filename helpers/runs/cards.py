@@ -90,8 +90,6 @@ def model_card(
         "Versions": {"Python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
     measured = f"Measured on texts of `{corpus}` ({split}). Others do not use this split: it is no benchmark's result."
-    if split == VALIDATION_PART:
-        measured += " Of the weights after each validation the best were kept, so the figures may be a little too good."
     notes, sections = {"What it reaches": [measured, ""]}, []
     for heading, rows in tables.items():
         lines = [f"| {name} | {value} |" for name, value in rows.items()]
@@ -143,6 +141,7 @@ def _masked_lm_card(
 ) -> ModelCard:
     corpus = "stanfordnlp/imdb" if parameters["CORPUS"] == "bundled" else source_name(parameters["CORPUS"])
     source = {"teacher": parameters["TEACHER"], "corpus": corpus}
+    what += " The weights are those of the best validation, so the figures below may be a little too good."
     return model_card(title, "fill-mask", what, **source, settings=settings, metrics=metrics, split=VALIDATION_PART)
 
 
