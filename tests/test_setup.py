@@ -214,6 +214,41 @@ def test_tutorial_says_what_it_does_works_on_copies_and_goes_on_where_it_was(rep
     assert (repository / "count").read_text() == "xx"
 
 
+def test_what_the_tutorial_has_run_alone_need_not_be_run_again(repository, monkeypatch, capsys):
+    (repository / "broken").unlink()
+    for name, value in {"COPY": repository / "copy", "MADE": repository / "copy" / "made"}.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(run, "READS", {"02": {"01"}})
+    assert run.tutorial([]) == 0
+    path = repository / "notebooks" / "01_one.ipynb"
+    written = nbformat.read(path, as_version=4)
+    written.cells[0].source = another = written.cells[0].source.replace("Title", "Another title")
+    nbformat.write(written, path)
+    sources = Repository(repository).sha256("01_one")
+    left = repository / "artifacts" / "01_one"
+    (left / "model").touch()
+    os.utime(left / "model", (1, 1))
+    (left / "metrics.json").write_text("of a later run with other parameters", encoding="utf-8")
+    assert run.taken_over(path, sources)
+    taken = nbformat.read(path, as_version=4)
+    assert taken.cells[0].source == another, "the text of now"
+    assert [cell.execution_count for cell in taken.cells[1:]] == [1, 2, 3, 4]
+    assert taken.cells[2].outputs[0].text == "b\n"
+    assert set(taken.metadata) == {"kernelspec", "language_info", "timings", "record"}
+    made = {file.name: file.read_text() for file in (run.MADE / "01_one").iterdir()}
+    assert made.keys() == {"model", "metrics.json"}
+    assert json.loads(made["metrics.json"]) == {"answer": 42, "timings": {}}
+    assert run.is_made(path)
+
+    assert not run.taken_over(path, "of other code")
+    (repository / "helpers" / "losses.py").write_text("answer = 42\n", encoding="utf-8")
+    for name in ("01_one", "02_two"):
+        shutil.rmtree(repository / "artifacts" / name)
+    (repository / "artifacts" / "of_the_reader").mkdir()
+    assert run.tutorial([]) == 0
+    assert not run.taken_over(path, Repository(repository).sha256("01_one")), "a reader's run may show in it"
+
+
 def test_tutorial_takes_some_and_refuses_what_is_not_there(repository, capsys):
     assert run.tutorial(["01"]) == 0
     assert (repository / "count").read_text() == "x"

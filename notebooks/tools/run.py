@@ -26,6 +26,7 @@ import setup_cell
 import stale
 import tiny
 from helpers.catalyst_today.provenance import git
+from helpers.catalyst_today.saving import write_json
 from helpers.runs.student import show_heading
 from sources import Repository
 
@@ -79,7 +80,7 @@ def record_of(path: Path, root: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def execute(path: Path, target: Path, root: Path, **metadata: str) -> bool:
+def execute(path: Path, target: Path, root: Path, **metadata: str | bool) -> bool:
     """Run a notebook, `root` being the repository, and write it to `target`; True if it ran.
 
     The notebook keeps its record, and the `metadata`. One that failed goes to artifacts/stopped.
@@ -152,7 +153,8 @@ def tutorial(numbers: list[str]) -> int:
             continue
         print(f"\n{path.stem}", flush=True)
         start = time.monotonic()
-        if not execute(path, COPIES / path.name, ROOT, sources=repository.sha256(path.stem)):
+        made_from = {"sources": repository.sha256(path.stem), "alone": is_alone()}
+        if not execute(path, COPIES / path.name, ROOT, **made_from):
             return 1
         print(f"\n{path.stem}: {(time.monotonic() - start) / 60:.1f} minutes")
     print("\nDone. The notebooks are in artifacts/tutorial/, models and records in artifacts/.")
@@ -162,11 +164,20 @@ def tutorial(numbers: list[str]) -> int:
     return 0
 
 
+def is_alone() -> bool:
+    """True if artifacts/ holds what finished copies of the tutorial have left, and nothing else."""
+    copies = {copy.stem: nbformat.read(copy, as_version=4) for copy in COPIES.glob("*.ipynb")}
+    known = {name for name, copy in copies.items() if copy.metadata.get("alone")}
+    known |= {COPIES.name, "report", "stopped"}
+    return {folder.name for folder in COPIES.parent.glob("*")} <= known
+
+
 def regenerate(numbers: list[str]) -> int:
     """Run what is stale, and what reads from it, or the notebooks of these numbers.
 
     All run in a copy of the working tree, so that no run of the reader's shows. Models that they
-    read, and that are not there as the committed notebook made them, are made there first.
+    read, and that are not there as the committed notebook made them, are made there first. Of what
+    is stale, that is taken which `make tutorial` has run already.
     """
     setup_cell.write()
     parameter_table.write()
@@ -179,7 +190,9 @@ def regenerate(numbers: list[str]) -> int:
     repository = Repository(COPY)
     for path in committed(sorted(chosen | makers(chosen))):
         is_chosen, own = path.name[:2] in chosen, COPY / "notebooks" / path.name
-        if is_chosen or not is_made(path):
+        if is_chosen and not numbers and taken_over(path, repository.sha256(path.stem)):
+            print(f"\n{path.stem}: as `make tutorial` has run it", flush=True)
+        elif is_chosen or not is_made(path):
             print(f"\n{path.stem}", flush=True)
             if not execute_alone(own, path if is_chosen else own):
                 return 1
@@ -187,6 +200,45 @@ def regenerate(numbers: list[str]) -> int:
             outcome = tiny.outcome(path.stem, repository.sources(path.stem), COPY)
             stale.write(stale.tiny_record(path.stem, ROOT), outcome)
     return 0
+
+
+def taken_over(path: Path, sources: str) -> bool:
+    """Take a notebook's outputs, and what it left, from the tutorial's run of the same code.
+
+    Not from one that found anything in artifacts/ but what the tutorial itself had left there.
+    """
+    copy = COPIES / path.name
+    if not copy.exists():
+        return False
+    ran, notebook = (nbformat.read(each, as_version=4) for each in (copy, path))
+    if not ran.metadata.get("alone") or ran.metadata["sources"] != sources:
+        return False
+    of_cells = {cell.id: cell for cell in ran.cells}
+    for cell in notebook.cells:  # their texts may have changed since then
+        if cell.cell_type == "code":
+            cell.outputs = of_cells[cell.id].outputs
+            cell.execution_count = of_cells[cell.id].execution_count
+    kept = ("kernelspec", "language_info", "timings", "record")
+    notebook.metadata = {key: ran.metadata[key] for key in kept}
+    nbformat.write(notebook, path)
+    if is_read(path):
+        finished = copy.stat().st_mtime
+
+        def later(folder: str, names: list[str]) -> list[str]:
+            """What other notebooks have left there: theirs are made anew where they are run."""
+            return [name for name in names if (Path(folder) / name).stat().st_mtime > finished]
+
+        left = MADE / path.stem
+        shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(ROOT / "artifacts" / path.stem, left, ignore=later)
+        record = {**ran.metadata["record"], "timings": ran.metadata["timings"]}
+        write_json(left / "metrics.json", record)
+    return True
+
+
+def is_read(path: Path) -> bool:
+    """True if another notebook takes a model from this one."""
+    return path.name[:2] in set().union(*READS.values())
 
 
 def execute_alone(path: Path, target: Path) -> bool:
@@ -198,7 +250,7 @@ def execute_alone(path: Path, target: Path) -> bool:
         shutil.copytree(folder, artifacts / folder.name)
     if not execute(path, target, COPY):
         return False
-    if number in set().union(*READS.values()):
+    if is_read(path):
         shutil.rmtree(MADE / path.stem, ignore_errors=True)
         shutil.move(artifacts / path.stem, MADE / path.stem)
     return True
