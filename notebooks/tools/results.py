@@ -36,7 +36,8 @@ def table(record: dict, timings: dict) -> str:
     """A row for each contender."""
     head = ["", "test accuracy", "macro F1", "of the teacher's accuracy", "million parameters"]
     lines = [[*head, "ms a text, one at a time", WAYS[1]]]
-    for name, values in record["contenders"].items():
+    best = sorted(record["contenders"].items(), key=lambda each: -mean(each[1]["test_accuracy"]))
+    for name, values in best:
         low, kept, high = values["share_kept"]
         accuracy, f1 = values["test_accuracy"], values["test_macro_f1"]
         line = [
@@ -55,11 +56,10 @@ def gain(record: dict, timings: dict) -> str:
     names = {
         "teacher": "teacher, 6 layers",
         "distilled_task": "student, 3 layers, distilled twice",
-        "extracted_task": "the same 3 layers, copied, the task alone distilled",
-        "distilled": "distilled on hidden words alone, then fine-tuned on the labels",
-        "mlm_only": "trained on the same texts without the teacher, then fine-tuned on the labels",
-        "extracted": "copied, and fine-tuned on the labels",
-        "baseline": "a public student of the same size, fine-tuned on the labels",
+        "extracted_task": "student, 3 layers, only the task distilled",
+        "distilled_longer": "student distilled on hidden words, then taught by the labels for as long",
+        "extracted": "student of copied layers, taught by the labels",
+        "baseline": "a public student of the same size, taught by the labels",
     }
     share_head = "share of the teacher's accuracy (95% interval)"
     head = ["", "test accuracy", share_head, "million parameters", "ms a sentence, two CPU cores"]
@@ -115,10 +115,10 @@ def task(record: dict, timings: dict) -> str:
 
 
 def comparisons(record: dict) -> str:
-    """Notebook 06's comparisons, as it wrote them down before it read the test part."""
+    """Notebook 06's comparisons, the main ones first."""
     head = ["the first one, against the second", "difference in percentage points", "interval"]
     lines = [[*head, "level", "the first one is"]]
-    for label, found in record["differences"].items():
+    for label, found in sorted(record["differences"].items(), key=lambda each: -each[1]["level"]):
         low, high = 100 * found["low"], 100 * found["high"]
         said = "higher" if low > 0 else "lower" if high < 0 else "not shown to differ"
         names = ", against ".join(f"`{name}`" for name in label.split(", against "))

@@ -39,6 +39,12 @@ GOES_ON = "The same command goes on from here: notebooks and models that are fin
 READS = {"03": {"02"}, "04": {"02"}, "05": {"02"}, "06": {"02", "03"}}
 READS |= {"07": {"02", "03", "06"}, "08": {"02"}}
 """Whose models a notebook takes, by their numbers."""
+LONG = {
+    "long_control": ("04", "control_320_steps"),
+    "long_task": ("06", "long_task"),
+    "second_task": ("06", "second_task"),
+}
+"""From a parameter file to the notebook that is run with it, and to the record that is kept."""
 
 
 class Shown(NotebookClient):
@@ -241,10 +247,16 @@ def is_read(path: Path) -> bool:
     return path.name[:2] in set().union(*READS.values())
 
 
-def execute_alone(path: Path, target: Path) -> bool:
-    """`execute` in the copy, where there is nothing but what the notebook is to read."""
+def execute_alone(path: Path, target: Path, texts: str | None = None) -> bool:
+    """`execute` in the copy, where there is nothing but what the notebook is to read.
+
+    `texts` is the path of a file under artifacts/ that it reads as well.
+    """
     artifacts, number = COPY / "artifacts", path.name[:2]
     shutil.rmtree(artifacts, ignore_errors=True)
+    if texts is not None:
+        (COPY / texts).parent.mkdir(parents=True)
+        shutil.copy(ROOT / texts, COPY / texts)
     for maker in makers({number}):
         (folder,) = MADE.glob(f"{maker}_*")
         shutil.copytree(folder, artifacts / folder.name)
@@ -288,20 +300,21 @@ def is_made(path: Path) -> bool:
     return {key: value for key, value in left.items() if key != "timings"} == committed_record
 
 
-def long_record() -> int:
-    """Make the record of notebook 04 with long_control.yaml, of which it shows a table: an hour."""
+def long_record(name: str) -> int:
+    """Run a notebook with a parameter file of `LONG`, and keep its record in notebooks/records."""
+    number, kept = LONG[name]
     clean_copy()
-    (path,) = committed(["04"])
+    (path,) = committed([number])
     repository, own = Repository(COPY), COPY / "notebooks" / path.name
     sources = repository.sources(path.stem)
     tiny_record = tiny.outcome(path.stem, sources, COPY)["record"]
-    for maker in committed(sorted(makers({"04"}))):
+    for maker in committed(sorted(makers({number}))):
         if not is_made(maker) and not execute_alone(maker, COPY / "notebooks" / maker.name):
             return 1
-    file = COPY / "notebooks" / "parameters" / "long_control.yaml"
+    file = COPY / "notebooks" / "parameters" / f"{name}.yaml"
     changes = yaml.safe_load(file.read_text(encoding="utf-8"))
     nbformat.write(parameterize_notebook(nbformat.read(own, as_version=4), changes), own)
-    if not execute_alone(own, own):
+    if not execute_alone(own, own, changes.get("LABELLED_CORPUS")):
         return 1
     metadata = nbformat.read(own, as_version=4).metadata
     made_from = {
@@ -313,7 +326,7 @@ def long_record() -> int:
         "record": tiny_record,
     }
     record = {**metadata["record"], "timings": metadata["timings"], "made_from": made_from}
-    stale.write(ROOT / "notebooks" / "records" / "control_320_steps.json", record)
+    stale.write(ROOT / "notebooks" / "records" / f"{kept}.json", record)
     return 0
 
 
@@ -338,12 +351,16 @@ def main() -> int:
         "numbers",
         nargs="*",
         metavar="NN",
-        help="which notebooks, such as 01 03; by default all, and of the committed ones the stale",
+        help="which notebooks, such as 01 03; by default all, and of the committed ones the stale; "
+        f"of a long record its parameter file: {', '.join(LONG)}",
     )
     arguments = parser.parse_args()
     try:
         if arguments.what == "long-record":
-            return long_record()
+            for name in arguments.numbers:
+                if name not in LONG or long_record(name):
+                    return 1
+            return 0
         return {"tutorial": tutorial, "regenerate": regenerate}[arguments.what](arguments.numbers)
     except tiny.TinyRunError as error:
         print(error)
