@@ -1,8 +1,9 @@
 """Make the second labelled set, on which `parameters/second_task.yaml` runs notebook 06.
 
 `python notebooks/tools/second_task.py` writes artifacts/second_task/sentences.csv: sentences of
-tweets, of product reviews and of newspaper editorials, each rated by at least twenty people from -4 to 4
-(Hutto and Gilbert 2014). They are in the source package of vaderSentiment, which pip downloads.
+tweets, of product reviews and of newspaper editorials, each rated from -4 to 4 by at least twenty
+people (Hutto and Gilbert 2014). They are in the source package of vaderSentiment, which pip
+downloads.
 """
 
 from __future__ import annotations
