@@ -350,6 +350,50 @@ def test_what_is_stale_is_run_with_what_reads_from_it_and_finds_what_its_makers_
     assert ran == [("03_three", False, ["02_two"]), ("06_six", True, ["02_two", "03_three"])]
 
 
+def test_a_long_record_is_that_of_its_notebook_with_its_parameters(regenerated, tmp_path, monkeypatch):
+    ran, *_ = regenerated
+    written = notebook("STEPS = 1")
+    written.cells[1].metadata["tags"] = ["parameters"]
+    written.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(written, tmp_path / "notebooks" / "06_six.ipynb")
+    parameters = tmp_path / "notebooks" / "parameters" / "longer.yaml"
+    parameters.parent.mkdir()
+    parameters.write_text("STEPS: 100\nLABELLED_CORPUS: artifacts/own/texts.csv\n", encoding="utf-8")
+    (tmp_path / "artifacts" / "own").mkdir(parents=True)
+    (tmp_path / "artifacts" / "own" / "texts.csv").write_text("text,label\n", encoding="utf-8")
+    execute, seen = run.execute, []
+
+    def watched(path, target, root):
+        seen.append((nbformat.read(path, as_version=4), (root / "artifacts" / "own" / "texts.csv").is_file()))
+        execute(path, target, root)
+        ended = nbformat.read(target, as_version=4)
+        ended.metadata["timings"] = {"seconds": 1}
+        nbformat.write(ended, target)
+        return True
+
+    monkeypatch.setattr(run, "execute", watched)
+    monkeypatch.setattr(run, "LONG", {"longer": ("06", "kept")})
+    monkeypatch.setattr(run, "record_of", lambda path, root: {"fingerprint": "of the teacher"})
+    monkeypatch.setattr(stale, "of_record", lambda sources, name: {"of": name})
+    assert run.long_record("longer") == 0
+    assert [name for name, *_ in ran] == ["02_two", "03_three", "06_six"], "its makers are made first"
+    with_parameters, has_texts = seen[-1]
+    assert has_texts
+    (injected,) = [cell.source for cell in with_parameters.cells if "injected" in str(cell.metadata)]
+    assert "STEPS = 100" in injected
+    record = json.loads((tmp_path / stale.RECORDS / "kept.json").read_text(encoding="utf-8"))
+    assert record["answer"] == 42
+    assert record["made_from"]["notebook"] == "06_six"
+    assert record["made_from"]["parameters"] == "longer.yaml"
+    assert record["made_from"]["sources"] == {"of": "06_six"}
+
+
+def test_each_long_record_has_its_parameters_and_its_notebook():
+    for name, (number, _) in run.LONG.items():
+        assert (ROOT / "notebooks" / "parameters" / f"{name}.yaml").is_file()
+        assert len(run.committed([number])) == 1
+
+
 PAGES = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]
 
 

@@ -15,10 +15,24 @@ from helpers.runs import controls
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ("gain", "masked-lm"),
-    "docs/results.md": ("recipe", "sentiment", "comparisons", "shapes"),
+    "docs/results.md": ("recipe", "sentiment", "comparisons", "runs", "shapes"),
 }
 """Which page has a place for what."""
 CUTS = ROOT / "tests" / "bench" / "cuts.json"
+TASK_RUNS = ROOT / "tests" / "bench" / "task_runs.json"
+OTHER_RUNS = {
+    "another processor": "the search gave 1e-4 to `extracted_task`",
+    "last edition": "another processor; 1e-4 to `extracted_task` and `extracted`",
+    "the first layers": "one rate; the first layers in place of the spread ones",
+}
+"""Of the runs in that file those that differ, and in what; the first edition repeats the first."""
+COMPARED = {
+    "distilled_task, against extracted": "both distillations, against copied layers (97.5%)",
+    "extracted_task, against extracted": "the task, on copied layers",
+    "distilled_task, against distilled": "the task, on the distilled start",
+    "distilled, against extracted": "the distilled start, on labels",
+}
+"""The comparisons that every run has made."""
 RECIPE = ROOT / "notebooks" / "records" / "recipe.json"
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
@@ -127,6 +141,20 @@ def comparisons(record: dict) -> str:
     return f"\n{rows(*lines)}\n\n"
 
 
+def runs(record: dict, others: dict) -> str:
+    """The gains in this run of notebook 06 and in the others, in percentage points."""
+    lines = [["run", *COMPARED.values()]]
+    found = {"this page: one rate, 2e-4": record["differences"]}
+    found |= {shown: others[name]["differences"] for name, shown in OTHER_RUNS.items()}
+    for shown, differences in found.items():
+        line = [shown]
+        for label in COMPARED:
+            own = [100 * differences[label][key] for key in ("difference", "low", "high")]
+            line.append("{:.1f} ({:.1f} to {:.1f})".format(*own))
+        lines.append(line)
+    return f"\n{rows(*lines)}\n\n"
+
+
 def recipe(record: dict) -> str:
     """The search for the default recipe: the teacher's heads, then the students."""
     columns = {"accuracy at [MASK], %": "at [MASK], %", "accuracy, %": "accuracy, %"}
@@ -174,6 +202,7 @@ def sections() -> dict[str, str]:
         "recipe": recipe(json.loads(RECIPE.read_text(encoding="utf-8"))),
         "sentiment": task(sentiment["record"], sentiment["timings"]),
         "comparisons": comparisons(sentiment["record"]),
+        "runs": runs(sentiment["record"], json.loads(TASK_RUNS.read_text(encoding="utf-8"))),
         "shapes": shapes(json.loads(CUTS.read_text(encoding="utf-8"))["distilled"]),
     }
 

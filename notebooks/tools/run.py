@@ -18,6 +18,7 @@ import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbval.plugin import coalesce_streams
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 import drawings
 import html_report
@@ -313,7 +314,7 @@ def long_record(name: str) -> int:
             return 1
     file = COPY / "notebooks" / "parameters" / f"{name}.yaml"
     changes = yaml.safe_load(file.read_text(encoding="utf-8"))
-    nbformat.write(parameterize_notebook(nbformat.read(own, as_version=4), changes), own)
+    nbformat.write(parameterize_notebook(load_notebook_node(str(own)), changes), own)
     if not execute_alone(own, own, changes.get("LABELLED_CORPUS")):
         return 1
     metadata = nbformat.read(own, as_version=4).metadata
