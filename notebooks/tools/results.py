@@ -37,6 +37,9 @@ RECIPE = ROOT / "notebooks" / "records" / "recipe.json"
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
+ORDER = ("teacher", "distilled", "mlm_only", "extracted", "random", "baseline")
+ORDER += ("distilled_task", "extracted_task", "distilled_longer")
+"""The contenders of notebook 06 in its order; a notebook's record has them by the alphabet."""
 WAYS = ("one at a time", "32 at a time")
 
 
@@ -230,8 +233,8 @@ def cost(record: dict, timings: dict) -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(13, 4), layout="constrained")
     for ax, way in zip(axes, WAYS, strict=True):
         points = {}
-        for name, values in record["contenders"].items():
-            percent = [100 * share for share in values["test_accuracy"]]
+        for name in sorted(record["contenders"], key=ORDER.index):  # so that colours are the same
+            percent = [100 * share for share in record["contenders"][name]["test_accuracy"]]
             points[name] = (timings["milliseconds"][name][way], percent)
         title = f"Test accuracy against time, texts {way}"
         plots.points_with_ranges(points, title, "milliseconds a text", "accuracy, %", ax)
