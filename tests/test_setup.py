@@ -71,6 +71,13 @@ def test_the_pages_results_are_those_of_the_notebooks():
     assert f"{record['valid_masked_tokens']:,} tokens" in read("README.md")
 
 
+def test_readmes_first_distillation_is_notebook_00s():
+    (code,) = re.findall(r"```python\n(def .*?)```", read("README.md"), re.DOTALL)
+    first = nbformat.read(ROOT / "notebooks" / "00_first_distillation.ipynb", as_version=4)
+    assert any(code.strip() in cell.source for cell in first.cells if cell.cell_type == "code")
+    assert len(code.splitlines()) == 19, "notebook 03 calls it a function of 19 lines"
+
+
 def test_what_the_pages_conclude_is_what_notebook_06_measured():
     record = results.metadata("06_sentiment_evaluation")["record"]
     page = read("docs/results.md")

@@ -80,6 +80,7 @@ def idea() -> Axes:
     label(ax, 10.6, 6.25, "the student's probabilities", STUDENT, weight="bold")
     ax.annotate("", (8.3, 4.8), (5.4, 4.8), arrowprops={"arrowstyle": "<|-|>", "lw": 1.6})
     label(ax, 6.85, 5.2, "loss: how far apart?", weight="bold")
+    label(ax, 6.85, 6.25, "(the bars are invented)", NEUTRAL, style="italic")
     style = {"arrowstyle": "-|>", "lw": 1.4, "ls": "--", "color": STUDENT}
     ax.annotate("", (8.35, 2.6), (6.85, 4.6), arrowprops=style)
     label(ax, 7.9, 3.75, "gradient", STUDENT, ha="left", style="italic")
