@@ -122,6 +122,7 @@ def losses(base: dict[str, Any]) -> list[Run]:
         mixed("masked LM alone", {"mlm": 1.0}),
         mixed("masked LM alone, 5/3 of the steps", {"mlm": 1.0}, MAX_STEPS=as_long),
         mixed("default mix", FIVE_TWO_ONE),
+        mixed("KL alone", {"kl": 1.0}),
         *(mixed(f"{name} alone", {name: 1.0}) for name in new),
         *(mixed(f"default mix + {name}", {**less, name: 1 / 9}) for name in new),
         mixed("KL : masked LM : cosine = 1 : 1 : 1", dict.fromkeys(FIVE_TWO_ONE, 1 / 3)),
