@@ -74,7 +74,8 @@ def gain(record: dict, timings: dict) -> str:
         "teacher": "teacher, 6 layers",
         "distilled_task": "student, 3 layers, distilled twice",
         "extracted_task": "student, 3 layers, only the task distilled",
-        "distilled_longer": "student distilled on hidden words, then as long by the labels",
+        "distilled_longer": "student distilled on hidden words, then taught by the labels "
+        "(as many steps as the two above)",
         "extracted": "student of copied layers, taught by the labels",
         "baseline": "a public student of the same size, taught by the labels",
     }
