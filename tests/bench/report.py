@@ -103,7 +103,8 @@ def with_range(values: list[float], form: str) -> str:
 
 def span(values: Iterable[float], form: str = ".1f") -> str:
     """From the least to the most; one number, where both are printed alike."""
-    low, high = (f"{end(values):{form}}" for end in (min, max))
+    values = sorted(values)
+    low, high = f"{values[0]:{form}}", f"{values[-1]:{form}}"
     return low if low == high else f"{low} to {high}"
 
 
