@@ -226,7 +226,15 @@ def quality(record: dict) -> str:
         return NOT_MEASURED
     own = record["plans"]["quality"]
     lines = [
-        ["", "loss", "steps", "seconds that they took", "accuracy over all predicted tokens", "perplexity", "KL to the teacher"]
+        [
+            "",
+            "loss",
+            "steps",
+            "seconds that they took",
+            "accuracy over all predicted tokens",
+            "perplexity",
+            "KL to the teacher",
+        ]
     ]
     for row in rows:
         trained = row["contender"] != "extracted"
