@@ -210,7 +210,7 @@ PARAMETERS: dict[str, Parameter] = {
     "MORE_CONTENDERS": Parameter(
         lambda value: isinstance(value, list) and not _has_repeats(value) and set(map(str, value)) <= MORE_CONTENDERS,
         f"a list of different names out of {sorted(MORE_CONTENDERS)}",
-        "notebook 06's controls that take the gain of the task's distillation apart; none by default",
+        "notebook 06's controls that take the gain of the task's distillation apart",
     ),
     "TASK_EPOCHS": Parameter(*whole(1), "passes over labelled and unlabelled texts when the task is distilled"),
     "TASK_LOSS_WEIGHTS": Parameter(
