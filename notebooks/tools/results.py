@@ -132,15 +132,20 @@ def task(record: dict, timings: dict) -> str:
     return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
 
 
+def points(found: dict) -> list[float]:
+    """A difference and the ends of its interval, in percentage points."""
+    return [100 * found[key] for key in ("difference", "low", "high")]
+
+
 def comparisons(record: dict) -> str:
     """Notebook 06's comparisons, the main ones first."""
     head = ["the first one, against the second", "difference in percentage points", "interval"]
     lines = [[*head, "level", "the first one is"]]
     for label, found in sorted(record["differences"].items(), key=lambda each: -each[1]["level"]):
-        low, high = 100 * found["low"], 100 * found["high"]
+        own, low, high = points(found)
         said = "higher" if low > 0 else "lower" if high < 0 else "not shown to differ"
         names = ", against ".join(f"`{name}`" for name in label.split(", against "))
-        difference, between = f"{100 * found['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"
+        difference, between = f"{own:+.1f}", f"{low:+.1f} to {high:+.1f}"
         lines.append([names, difference, between, f"{found['level']:.1%}", said])
     return f"\n{rows(*lines)}\n\n"
 
@@ -153,8 +158,7 @@ def runs(record: dict, others: dict) -> str:
     for shown, differences in found.items():
         line = [shown]
         for label in COMPARED:
-            own = [100 * differences[label][key] for key in ("difference", "low", "high")]
-            line.append("{:.1f} ({:.1f} to {:.1f})".format(*own))
+            line.append("{:.1f} ({:.1f} to {:.1f})".format(*points(differences[label])))
         lines.append(line)
     return f"\n{rows(*lines)}\n\n"
 

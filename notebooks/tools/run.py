@@ -304,6 +304,11 @@ def is_made(path: Path) -> bool:
 def long_record(name: str) -> int:
     """Run a notebook with a parameter file of `LONG`, and keep its record in notebooks/records."""
     number, kept = LONG[name]
+    parameters = ROOT / "notebooks" / "parameters" / f"{name}.yaml"
+    changes = yaml.safe_load(parameters.read_text(encoding="utf-8"))
+    texts = changes.get("LABELLED_CORPUS")
+    if texts is not None and not (ROOT / texts).is_file():
+        sys.exit(f"{texts} is missing. The first lines of {name}.yaml say how it is made.")
     clean_copy()
     (path,) = committed([number])
     repository, own = Repository(COPY), COPY / "notebooks" / path.name
@@ -312,15 +317,13 @@ def long_record(name: str) -> int:
     for maker in committed(sorted(makers({number}))):
         if not is_made(maker) and not execute_alone(maker, COPY / "notebooks" / maker.name):
             return 1
-    file = COPY / "notebooks" / "parameters" / f"{name}.yaml"
-    changes = yaml.safe_load(file.read_text(encoding="utf-8"))
     nbformat.write(parameterize_notebook(load_notebook_node(str(own)), changes), own)
-    if not execute_alone(own, own, changes.get("LABELLED_CORPUS")):
+    if not execute_alone(own, own, texts):
         return 1
     metadata = nbformat.read(own, as_version=4).metadata
     made_from = {
         "notebook": path.stem,
-        "parameters": file.name,
+        "parameters": parameters.name,
         "commit": git("rev-parse", "HEAD").strip(),
         "teacher": record_of(committed(["02"])[0], COPY)["fingerprint"],
         "sources": stale.of_record(sources, path.stem),
@@ -358,10 +361,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.what == "long-record":
-            for name in arguments.numbers:
-                if name not in LONG or long_record(name):
-                    return 1
-            return 0
+            if not arguments.numbers or set(arguments.numbers) - set(LONG):
+                parser.error(f"which long record? There are {', '.join(LONG)}.")
+            return max(long_record(name) for name in arguments.numbers)
         return {"tutorial": tutorial, "regenerate": regenerate}[arguments.what](arguments.numbers)
     except tiny.TinyRunError as error:
         print(error)

@@ -40,8 +40,8 @@ def downloaded(folder: Path) -> Path:
     return package
 
 
-def rated(package: Path) -> Iterator[tuple[str, str, float]]:
-    """Of each sentence its domain, its text and its mean rating."""
+def rated(package: Path) -> Iterator[tuple[str, float]]:
+    """Of each sentence its text and its mean rating."""
     with tarfile.open(package) as outer:
         (inner,) = [each for each in outer if each.name.endswith(INNER)]
         content = outer.extractfile(inner).read()
@@ -50,14 +50,14 @@ def rated(package: Path) -> Iterator[tuple[str, str, float]]:
             (file,) = [each for each in files if each.name.endswith(f"/{domain}_GroundTruth.txt")]
             for line in files.extractfile(file).read().decode("utf-8").splitlines():
                 _, rating, text = line.split("\t")
-                yield domain, text, float(rating)
+                yield text, float(rating)
 
 
 def write(package: Path, file: Path) -> int:
     """Write the sentences with a clear opinion and their labels; how many they are."""
     rows = [
         (text, "positive" if rating > 0 else "negative")
-        for _, text, rating in rated(package)
+        for text, rating in rated(package)
         if abs(rating) >= CLEAR
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
