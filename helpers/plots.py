@@ -42,7 +42,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def learning_curve(
-    steps: Sequence[dict], validations: Sequence[dict], key: str, title: str, ax: Axes, alpha: float = 0.1
+    steps: Sequence[dict], validations: Sequence[dict], key: str, title: str, ax: Axes, color: str = STUDENT
 ) -> Axes:
     """Draw one metric: raw training values faint, their EMA over them, validations as points.
 
@@ -52,14 +52,14 @@ def learning_curve(
         key: the metric.
         title: what it is, with its unit.
         ax: where to draw.
-        alpha: see `ema`.
+        color: of the model that learns.
     """
     x, y = [s["step"] for s in steps], [s[key] for s in steps]
-    ax.plot(x, y, color=STUDENT, alpha=0.25, linewidth=1, label="each step")
-    ax.plot(x, ema(y, alpha), color=STUDENT, linewidth=2, label=f"EMA, alpha = {alpha:g}")
+    ax.plot(x, y, color=color, alpha=0.35, linewidth=1, label="each step")
+    ax.plot(x, ema(y, 0.1), color=color, linewidth=2, label="EMA, alpha = 0.1")
     if validations:
         points = [v["step"] for v in validations], [v[key] for v in validations]
-        ax.plot(*points, "o", color=TEACHER, markersize=7, label="validation")
+        ax.plot(*points, "o", color="black", markersize=6, label="validation")
     ax.set(title=title, xlabel="optimizer step", xlim=(0, None))
     ax.grid(alpha=0.3)
     return ax

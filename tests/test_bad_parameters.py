@@ -82,7 +82,7 @@ PAPERMILL = [  # the number of a notebook, what papermill is given after tiny.ya
     (
         "06",
         ["-y", "MORE_CONTENDERS: [random_layer]"],
-        "MORE_CONTENDERS is ['random_layer']; it has to be a list of different names out of ['distilled_longer', ",
+        "MORE_CONTENDERS is ['random_layer']; it has to be a list of different names out of ['distilled_hard', ",
     ),
     ("08", ["-r", "STUDENT", ""], "STUDENT is ''; it has to be a text that is not empty."),
     ("03", ["-y", "LOSS_WEIGHTS: {kld: 1}"], f"LOSS_WEIGHTS is {{'kld': 1}}; it has to be {FORM}"),

@@ -28,7 +28,7 @@ NOTEBOOKS = parameter_table.by_notebook()
 
 def test_each_experiment_has_its_file():
     wanted = {"tiny", "laptop", "gpu_bert_base", "rubert_lenta", "multilingual", "three_layers", "first_six_layers"}
-    assert set(FILES) == wanted | {"controls", "long_control", "long_task", "second_task"}
+    assert set(FILES) == wanted | {"controls", "long_task", "second_task"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -24,12 +24,13 @@ def test_ema_refuses_alpha(alpha):
 def test_learning_curve_draws_raw_values_their_ema_and_the_validations():
     steps = [{"step": i, "loss": 1 / i} for i in range(1, 9)]
     _, ax = plt.subplots()
-    plots.learning_curve(steps, [{"step": 8, "loss": 0.2}], "loss", "loss", ax, alpha=0.5)
+    plots.learning_curve(steps, [{"step": 8, "loss": 0.2}], "loss", "loss", ax, plots.TEACHER)
     raw, smooth, points = (line.get_ydata() for line in ax.lines)
     assert list(raw) == [1 / i for i in range(1, 9)]
-    assert list(smooth) == plots.ema(list(raw), 0.5)
+    assert list(smooth) == plots.ema(list(raw), 0.1)
     assert list(points) == [0.2]
     assert ax.lines[0].get_alpha() < 0.5
+    assert {line.get_color() for line in ax.lines[:2]} == {plots.TEACHER}
 
 
 def test_comparison_bars_writes_each_value():

@@ -128,30 +128,6 @@ def test_the_pages_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
     assert any(not torch.equal(weight, start[name]) for name, weight in saved.state_dict().items())
 
 
-def test_the_pages_control_is_the_long_one():
-    long = json.loads(read("notebooks/records/control_320_steps.json"))
-    forms = {"masked_accuracy": "{:.1%}", "perplexity": "{:.1f}", "kl_to_teacher": "{:.3f}", "top5_overlap": "{:.3f}"}
-    page = read("docs/results.md")
-    for name, label in {
-        "teacher": "teacher",
-        "extracted": "extracted, not trained",
-        "mlm_only": "masked LM alone",
-        "mlm_only_as_long": "masked LM alone, equal minutes",
-        "kl_only": "KL alone, T = 2",
-        "kl_cosine": "masked LM + KL + cosine, T = 2",
-        "kl_cosine_t1": "masked LM + KL + cosine, T = 1",
-    }.items():
-        cells = []
-        for measure, form in forms.items():
-            values = long[f"{name}_{measure}"]
-            if name in ("teacher", "extracted"):
-                cells.append(form.format(values))
-                continue
-            assert len(values) == 3
-            cells.append(f"{form.format(statistics.mean(values))} ± {form.format(statistics.stdev(values))}")
-        assert f"| {label} | {' | '.join(cells)} |" in page
-
-
 def test_uv_lock_is_what_pyproject_asks_for():
     """`uv lock --check`, which needs no network where the lock is right."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}

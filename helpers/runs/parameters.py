@@ -113,6 +113,7 @@ MORE_CONTENDERS = {
     "random_layers",
     "mlm_only_task",
     "distilled_longer",
+    "distilled_hard",
     "distilled_task_labelled",
     "distilled_task_left_over",
     "distilled_task_corpus",

@@ -62,6 +62,15 @@ def seeded(base: dict[str, Any], rows: list[Callable[..., Run]]) -> list[Run]:
     return [row(seed=seed) for seed in base["SEEDS"] for row in rows]
 
 
+def as_long(base: dict[str, Any]) -> int:
+    """Steps of masked LM alone that take about as long as `MAX_STEPS` with the teacher.
+
+    A step costs three passes through what learns (forward, and twice that backward); a teacher of
+    twice the layers costs two thirds of that again, which masked LM alone has for more steps.
+    """
+    return round(base["MAX_STEPS"] * 5 / 3)
+
+
 def references() -> list[Run]:
     """The rows of every table: the teacher, and the student before its first step."""
     return [Run("teacher", "head"), Run("extracted", "nothing")]
@@ -96,31 +105,26 @@ def recipe(base: dict[str, Any]) -> list[Run]:
 def teacher(base: dict[str, Any]) -> list[Run]:
     """A head of eight times the steps, and with it the rows that tell most."""
     strong, number = {"TEACHER_STEPS": 8 * base["TEACHER_STEPS"]}, number_of_layers(base)
-    chosen = {which: {**strong, "LAYERS": f"{which}:{number}"} for which in ("first", "spread")}
+    chosen = {which: {**strong, "LAYERS": f"{which}:{number}"} for which in ("spread", "first")}
     before = [
         Run(f"extracted, {which}", "nothing", parameters=own) for which, own in chosen.items()
     ]
+    longer = {**chosen["spread"], "MAX_STEPS": as_long(base)}
     rows = [
-        mixed(f"{which} layers, {name}", mix, **chosen[which])
-        for which, name, mix in (
-            ("first", "default mix", FIVE_TWO_ONE),
-            ("spread", "default mix", FIVE_TWO_ONE),
-            ("first", "masked LM alone", {"mlm": 1.0}),
-        )
+        mixed("spread layers, default mix", FIVE_TWO_ONE, **chosen["spread"]),
+        mixed("spread layers, masked LM alone, 5/3 of the steps", {"mlm": 1.0}, **longer),
+        mixed("first layers, default mix", FIVE_TWO_ONE, **chosen["first"]),
     ]
     return [Run("teacher", "head", parameters=strong), *before, *seeded(base, rows)]
 
 
 def losses(base: dict[str, Any]) -> list[Run]:
     """Mixes of losses, temperatures, and the positions of the KL loss."""
-    # A step costs three passes through what learns (forward, and twice that backward); a teacher of
-    # twice the layers costs two thirds of that again, which masked LM alone has for more steps.
-    as_long = round(base["MAX_STEPS"] * 5 / 3)
     less = {name: 8 / 9 * weight for name, weight in FIVE_TWO_ONE.items()}
     new = ("relation", "attention", "hidden")
     rows = [
         mixed("masked LM alone", {"mlm": 1.0}),
-        mixed("masked LM alone, 5/3 of the steps", {"mlm": 1.0}, MAX_STEPS=as_long),
+        mixed("masked LM alone, 5/3 of the steps", {"mlm": 1.0}, MAX_STEPS=as_long(base)),
         mixed("default mix", FIVE_TWO_ONE),
         mixed("KL alone", {"kl": 1.0}),
         *(mixed(f"{name} alone", {name: 1.0}) for name in new),

@@ -15,7 +15,7 @@ from helpers.runs import controls
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ("gain", "masked-lm"),
-    "docs/results.md": ("recipe", "sentiment", "comparisons", "runs", "shapes"),
+    "docs/results.md": ("recipe", "losses", "sentiment", "comparisons", "runs", "shapes"),
 }
 """Which page has a place for what."""
 CUTS = ROOT / "tests" / "bench" / "cuts.json"
@@ -33,13 +33,16 @@ COMPARED = {
     "distilled, against extracted": "the distilled start, on labels",
 }
 """The comparisons that every run has made."""
-RECIPE = ROOT / "notebooks" / "records" / "recipe.json"
+CONTROLS = {"losses": "default mix"}
+"""The parts of the controls that the pages show, beside `recipe`, and the row to compare with."""
+RESAMPLES = 2_000
+"""Of the bootstrap of the controls, as in notebook 04."""
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
-ORDER = ("teacher", "distilled", "mlm_only", "extracted", "random", "baseline")
-ORDER += ("distilled_task", "extracted_task", "distilled_longer")
-"""The contenders of notebook 06 in its order; a notebook's record has them by the alphabet."""
+ORDER = ("distilled_task", "extracted_task", "teacher", "distilled", "mlm_only", "extracted")
+ORDER += ("random", "baseline", "distilled_longer", "distilled_hard")
+"""The contenders in the order of notebook 06's pictures; its record has them by the alphabet."""
 WAYS = ("one at a time", "32 at a time")
 
 
@@ -74,8 +77,8 @@ def gain(record: dict, timings: dict) -> str:
         "teacher": "teacher, 6 layers",
         "distilled_task": "student, 3 layers, distilled twice",
         "extracted_task": "student, 3 layers, only the task distilled",
-        "distilled_longer": "student distilled on hidden words, then taught by the labels "
-        "(as many steps as the two above)",
+        "distilled": "student distilled on hidden words, then taught by the labels",
+        "distilled_longer": "the same, with as many steps as the two students above it",
         "extracted": "student of copied layers, taught by the labels",
         "baseline": "a public student of the same size, taught by the labels",
     }
@@ -168,11 +171,27 @@ def recipe(record: dict) -> str:
     columns = {"accuracy at [MASK], %": "at [MASK], %", "accuracy, %": "accuracy, %"}
     head = ["what is trained", *columns, "perplexity", "KL to its teacher", "top-5 overlap"]
     lines = [head]
-    shown = controls.table(record, next(iter(controls.by_label(record))))
+    shown = controls.table(record, next(iter(controls.by_label(record))), RESAMPLES)
     for label, row in shown.iterrows():
         line = [label, *(row[own] for own in columns.values()), f"{row['perplexity']:.1f}"]
         near = [f"{row['KL']:.3f}", f"{row['top-5 overlap']:.2f}"]
         lines.append(line + (near if label.startswith("student") else ["", ""]))
+    return f"\n{rows(*lines)}\n\n"
+
+
+def control(record: dict, against: str) -> str:
+    """A part of the controls, each row against one of them."""
+    shown = controls.table(record, against, RESAMPLES)
+    columns = {"at [MASK], %": "accuracy at [MASK], %"}
+    columns["difference, at [MASK], %"] = f"difference to *{against}*, points"
+    if "on the task, %" in shown:
+        columns["on the task, %"] = "test accuracy on the task, %"
+        columns["difference, on the task, %"] = "difference, points"
+    head = ["", "seeds", *columns.values(), "perplexity", "KL to the teacher", "top-5 overlap"]
+    lines = [head]
+    for label, row in shown.iterrows():
+        lines.append([label, str(row["runs"]), *(row[own] for own in columns)])
+        lines[-1] += [f"{row['perplexity']:.1f}", f"{row['KL']:.3f}", f"{row['top-5 overlap']:.3f}"]
     return f"\n{rows(*lines)}\n\n"
 
 
@@ -201,13 +220,20 @@ def metadata(stem: str) -> dict:
     return nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).metadata
 
 
+def record_of(part: str) -> dict:
+    """The record of a part of the controls."""
+    file = ROOT / "notebooks" / "records" / f"{part}.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def sections() -> dict[str, str]:
     """What stands on a page between `<!-- name -->` and `<!-- /name -->`."""
     student, sentiment = metadata("03_runner"), metadata("06_sentiment_evaluation")
     return {
         "gain": gain(sentiment["record"], sentiment["timings"]),
         "masked-lm": f"\n{masked_lm_table(student['record'])}\n\n",
-        "recipe": recipe(json.loads(RECIPE.read_text(encoding="utf-8"))),
+        "recipe": recipe(record_of("recipe")),
+        **{part: control(record_of(part), against) for part, against in CONTROLS.items()},
         "sentiment": task(sentiment["record"], sentiment["timings"]),
         "comparisons": comparisons(sentiment["record"]),
         "runs": runs(sentiment["record"], json.loads(TASK_RUNS.read_text(encoding="utf-8"))),

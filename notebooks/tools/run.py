@@ -41,7 +41,6 @@ READS = {"03": {"02"}, "04": {"02"}, "05": {"02"}, "06": {"02", "03"}}
 READS |= {"07": {"02", "03", "06"}, "08": {"02"}}
 """Whose models a notebook takes, by their numbers."""
 LONG = {
-    "long_control": ("04", "control_320_steps"),
     "long_task": ("06", "long_task"),
     "second_task": ("06", "second_task"),
 }

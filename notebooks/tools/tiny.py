@@ -38,7 +38,7 @@ SHORTER = {  # the control of notebook 04 trains seven students for each seed; 0
         "MORE_CONTENDERS": [
             *("random_layers", "mlm_only_task"),
             *("distilled_task_labelled", "distilled_task_left_over", "distilled_task_corpus"),
-            *("distilled_task_one", "distilled_longer"),
+            *("distilled_task_one", "distilled_longer", "distilled_hard"),
         ],
     },
     "07": {
