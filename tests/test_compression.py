@@ -1,6 +1,7 @@
 """Pruning, export and int8, against PyTorch and against arithmetic by hand; answers in a process without PyTorch."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,20 @@ def test_a_file_that_is_no_model_is_a_sentence_and_nothing_is_written(folder, tm
     with pytest.raises(ValueError, match="onnxruntime cannot read it as an ONNX model"):
         compression.quantize(tmp_path / "model.onnx", tmp_path / "quantized.onnx")
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_the_pages_lines_make_any_classifiers_file(tiny_folder, tmp_path, monkeypatch):
+    """Of docs/your_own_texts.md, on a classifier of the teacher's own class."""
+    page = (ROOT / "docs" / "your_own_texts.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(from pathlib import Path\n.*?)```", page, re.DOTALL)
+    teacher, tokenizer = load_teacher(tiny_folder)
+    save_folder(tmp_path / "my_classifier", classifier_of(teacher, LABELS, seed=0), tokenizer)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    classify = pipeline("text-classification", model="my_classifier", device="cpu")
+    label, probability = answer.Classifier("my_classifier")(TEXTS[1])
+    (expected,) = classify(TEXTS[1])
+    assert (label, probability) == (expected["label"], pytest.approx(expected["score"], abs=0.02))
 
 
 @pytest.fixture
