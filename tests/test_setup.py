@@ -95,12 +95,14 @@ def test_what_the_pages_conclude_is_what_notebook_06_measured():
     ]
     said = "{:.1f} points less (95% interval {:.1f} to {:.1f})".format(*longer)
     assert said in read("README.md")
+    hard = [100 * differences["distilled_hard, against distilled_longer"][key] for key in ("difference", "low", "high")]
+    assert "{:.1f} points ahead of that one ({:.1f} to {:.1f})".format(*hard) in read("README.md")
     for label in shown | {"distilled, against extracted", "distilled, against mlm_only"}:
         found = [100 * differences[label][key] for key in ("difference", "low", "high")]
         assert "{:.1f} ({:.1f} to {:.1f})".format(*found) in page
     higher = {label for label, found in differences.items() if found["low"] > 0}
     others = {"distilled_task, against extracted", "distilled_task, against baseline"}
-    others |= {"distilled_task, against distilled_longer"}
+    others |= {"distilled_task, against distilled_longer", "distilled_hard, against distilled_longer"}
     assert higher == shown | others, "of no other pair is a difference shown"
     assert not [label for label, found in differences.items() if found["high"] < 0]
     means = {name: statistics.mean(each["test_accuracy"]) for name, each in record["contenders"].items()}
