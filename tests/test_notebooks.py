@@ -10,7 +10,6 @@ import sys
 import nbformat
 import papermill
 import pytest
-import yaml
 from matplotlib.testing.compare import compare_images
 
 from conftest import ROOT

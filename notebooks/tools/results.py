@@ -77,8 +77,10 @@ def gain(record: dict, timings: dict) -> str:
         "teacher": "teacher, 6 layers",
         "distilled_task": "student, 3 layers, distilled twice",
         "extracted_task": "student, 3 layers, only the task distilled",
+        "distilled_hard": "student distilled on hidden words, then taught the classes that the "
+        "teachers find likelier",
         "distilled": "student distilled on hidden words, then taught by the labels",
-        "distilled_longer": "the same, with as many steps as the two students above it",
+        "distilled_longer": "the same, with as many steps as the first three students",
         "extracted": "student of copied layers, taught by the labels",
         "baseline": "a public student of the same size, taught by the labels",
     }
