@@ -267,7 +267,7 @@ def student_table(metadata: dict) -> str:
 def control_table(metadata: dict) -> str:
     record = metadata["record"]
     measures = {
-        "masked_accuracy": ("masked-token accuracy", "{:.1%}"),
+        "accuracy_at_mask": ("accuracy at [MASK]", "{:.1%}"),
         "perplexity": ("perplexity", "{:.1f}"),
         "kl_to_teacher": ("KL to the teacher", "{:.3f}"),
         "top5_overlap": ("top-5 overlap", "{:.3f}"),
@@ -276,7 +276,7 @@ def control_table(metadata: dict) -> str:
     for name, steps in record["steps"].items():
         line = [f"`{name}`", str(steps)]
         for measure, (_, form) in measures.items():
-            values = record[f"{name}_{measure}"]
+            values = record["mixes"][name][measure]
             spread = f" ± {form.format(stdev(values))}" if len(values) > 1 else ""
             line.append(form.format(mean(values)) + spread)
         lines.append(line)
