@@ -75,8 +75,10 @@ def committed(numbers: list[str]) -> list[Path]:
 
 
 def minutes(notebook: nbformat.NotebookNode) -> str:
-    """What the title cell says of the time: "about 5 minutes on two CPU cores"."""
-    found = re.search(r"about [\w.]+ minutes? on two CPU cores", notebook.cells[0].source)
+    """What the title cell says of the time: "3 to 5 minutes on two CPU cores", or "about 5 ..."."""
+    found = re.search(
+        r"(?:about [\w.]+|\d+ to \d+) minutes? on two CPU cores", notebook.cells[0].source
+    )
     return found.group() if found else "no time given"
 
 
