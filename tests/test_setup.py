@@ -380,7 +380,7 @@ def test_a_long_record_is_that_of_its_notebook_with_its_parameters(regenerated, 
 
 
 def test_each_long_record_has_its_parameters_and_its_notebook():
-    for name, number in run.LONG.items():
+    for name, (number, _) in run.LONG.items():
         assert (ROOT / "notebooks" / "parameters" / f"{name}.yaml").is_file()
         assert len(run.committed([number])) == 1
 

@@ -40,8 +40,11 @@ GOES_ON = "The same command goes on from here: notebooks and models that are fin
 READS = {"03": {"02"}, "04": {"02"}, "05": {"02"}, "06": {"02", "03"}}
 READS |= {"07": {"02", "03", "06"}, "08": {"02"}}
 """Whose models a notebook takes, by their numbers."""
-LONG = {"long_task": "06", "second_task": "06"}
-"""From a parameter file to the notebook that is run with it; the record is called as the file."""
+LONG = {
+    "long_task": ("06", "long_task"),
+    "second_task": ("06", "second_task"),
+}
+"""From a parameter file to the notebook that is run with it, and to the record that is kept."""
 
 
 class Shown(NotebookClient):
@@ -301,7 +304,7 @@ def is_made(path: Path) -> bool:
 
 def long_record(name: str) -> int:
     """Run a notebook with a parameter file of `LONG`, and keep its record in notebooks/records."""
-    number = LONG[name]
+    number, kept = LONG[name]
     parameters = ROOT / "notebooks" / "parameters" / f"{name}.yaml"
     changes = yaml.safe_load(parameters.read_text(encoding="utf-8"))
     texts = changes.get("LABELLED_CORPUS")
@@ -328,7 +331,7 @@ def long_record(name: str) -> int:
         "record": tiny_record,
     }
     record = {**metadata["record"], "timings": metadata["timings"], "made_from": made_from}
-    stale.write(ROOT / "notebooks" / "records" / f"{name}.json", record)
+    stale.write(ROOT / "notebooks" / "records" / f"{kept}.json", record)
     return 0
 
 
