@@ -132,7 +132,7 @@ def test_a_run_with_a_task_is_fine_tuned_and_tested(base, engine, part, tmp_path
         records.append(read(file))
     assert records[0]["entries"] == records[1]["entries"]
     assert records[0]["tested_texts"] == small["PART_SIZES"]["test"]
-    shown = table(records[0], "teacher", resamples=100)
+    shown = table(records[0], "teacher")
     for label, entry in records[0]["entries"].items():
         own = entry["task"]
         right = unpacked(own["correct"], records[0]["tested_texts"])

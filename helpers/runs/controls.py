@@ -12,6 +12,7 @@ from helpers.evaluation import bootstrap_accuracies, interval
 
 PERCENT = "{:.1f} ({:.1f} to {:.1f})"
 CHANGE = "{:+.1f} ({:+.1f} to {:+.1f})"
+RESAMPLES = 2_000
 
 
 def packed(bits: np.ndarray) -> str:
@@ -35,7 +36,7 @@ def by_label(record: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def table(record: dict[str, Any], against: str, resamples: int = 10_000) -> pd.DataFrame:
+def table(record: dict[str, Any], against: str) -> pd.DataFrame:
     """A row for each label of a record, with 95 % intervals over tokens and seeds.
 
     The tokens of a resample are the same for all rows, so a difference is paired (see `bootstrap_accuracies`). A row of
@@ -44,7 +45,6 @@ def table(record: dict[str, Any], against: str, resamples: int = 10_000) -> pd.D
     Args:
         record: of a part of the controls, whole or as far as it has come.
         against: the label of the row that the others are compared with.
-        resamples: of the bootstrap.
 
     Returns:
         By label: ``runs``; ``accuracy, %``, ``at [MASK], %`` and, where the models were fine-tuned, ``on the task, %``
@@ -71,7 +71,7 @@ def table(record: dict[str, Any], against: str, resamples: int = 10_000) -> pd.D
     found: dict[str, dict[str, Any]] = {label: {"runs": len(keys)} for label, keys in rows.items()}
     for column, ones in scored.items():
         right = {label: 100 * own for label, own in ones.items()}
-        drawn = bootstrap_accuracies(right, resamples)
+        drawn = bootstrap_accuracies(right, RESAMPLES)
         for label, own in right.items():
             apart = own.mean() - right[against].mean()
             found[label][column] = PERCENT.format(own.mean(), *interval(drawn[label]))

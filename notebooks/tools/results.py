@@ -35,8 +35,6 @@ COMPARED = {
 """The comparisons that every run has made."""
 CONTROLS = {"losses": "default mix"}
 """The parts of the controls that the pages show, beside `recipe`, and the row to compare with."""
-RESAMPLES = 2_000
-"""Of the bootstrap of the controls, as in notebook 04."""
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
@@ -173,7 +171,7 @@ def recipe(record: dict) -> str:
     columns = {"accuracy at [MASK], %": "at [MASK], %", "accuracy, %": "accuracy, %"}
     head = ["what is trained", *columns, "perplexity", "KL to its teacher", "top-5 overlap"]
     lines = [head]
-    shown = controls.table(record, next(iter(controls.by_label(record))), RESAMPLES)
+    shown = controls.table(record, next(iter(controls.by_label(record))))
     for label, row in shown.iterrows():
         line = [label, *(row[own] for own in columns.values()), f"{row['perplexity']:.1f}"]
         near = [f"{row['KL']:.3f}", f"{row['top-5 overlap']:.2f}"]
@@ -183,7 +181,7 @@ def recipe(record: dict) -> str:
 
 def control(record: dict, against: str) -> str:
     """A part of the controls, each row against one of them."""
-    shown = controls.table(record, against, RESAMPLES)
+    shown = controls.table(record, against)
     columns = {"at [MASK], %": "accuracy at [MASK], %"}
     columns["difference, at [MASK], %"] = f"difference to *{against}*, points"
     if "on the task, %" in shown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -212,15 +213,22 @@ class Repository:
         return dict(sorted(modules.items())), dict(sorted(files.items()))
 
     def read(self, file: Path) -> tuple[str, Code]:
-        """The hash of a file, and the code in it or the modules that it names."""
+        """The hash of a file, and the code in it or the modules that it names.
+
+        Of a record without what it was made from: that names modules and hashes which change while
+        its numbers stay.
+        """
         if file.suffix == ".ipynb":
             hashes, code = self.cells(file)
             return hash_of(list(hashes.items())), code
         if file.suffix == ".py":
             code = Code(file.read_text(encoding="utf-8"))
             return code.sha256, code
-        names = MODULE_NAME.findall(file.read_text(encoding="utf-8"))
-        return hash_of(file.read_bytes()), Code("\n".join(f"import {name}" for name in names))
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json" and "made_from" in (found := json.loads(text)):
+            text = json.dumps({key: value for key, value in found.items() if key != "made_from"})
+        names = MODULE_NAME.findall(text)
+        return hash_of(text), Code("\n".join(f"import {name}" for name in names))
 
     def pins(self, packages: tuple[str, ...]) -> dict[str, str]:
         """What pyproject pins of some packages, for whatever Python."""
