@@ -224,6 +224,15 @@ def test_answers_need_a_whole_folder_that_fits(copied):
     (copied / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match=r"a model of the classes \['no', 'yes'\] maps .* of 2 columns"):
         answer.Classifier(copied, "elsewhere.onnx")
+    settings = copied / "tokenizer_config.json"
+    found = json.loads(settings.read_text(encoding="utf-8"))
+    del found["pad_token"]
+    settings.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json lacks pad_token\. Notebook 07 writes"):
+        answer.Classifier(copied, "elsewhere.onnx")
+    settings.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
+        answer.Classifier(copied, "elsewhere.onnx")
 
 
 def test_a_text_is_cut_at_the_positions_and_more_tokens_are_a_sentence(folder):

@@ -248,6 +248,22 @@ def test_files_that_a_string_names_are_reached_and_what_they_name(repository):
     assert {"helpers.data", "helpers.runs.launch", "helpers.losses"} <= found["helpers"].keys()
 
 
+def test_a_record_that_a_notebook_reads_counts_without_what_it_was_made_from(repository):
+    kept = repository / "notebooks" / "records" / "few.json"
+    kept.parent.mkdir()
+    write_notebook(repository, ["x = 'notebooks/records/few.json'"])
+
+    def found(**parts):
+        kept.write_text(json.dumps({"entries": {"teacher": 1.0}} | parts), encoding="utf-8")
+        return Repository(repository).sources("01_one")
+
+    first = found(made_from={"sources": {"helpers": {"helpers.runs.launch": "a hash"}}})
+    assert "notebooks/records/few.json" in first["files"]
+    assert "helpers.runs.launch" not in first["helpers"]
+    assert found(made_from={"sources": {"helpers": {"helpers.losses": "another"}}}) == first
+    assert found(entries={"teacher": 2.0})["files"] != first["files"]
+
+
 def test_the_one_hash_is_the_same_in_every_process():
     code = "import sources; print(sources.Repository().sha256('03_runner'))"
     tools = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'notebooks' / 'tools'}"}

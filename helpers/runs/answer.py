@@ -13,6 +13,22 @@ import numpy as np
 from tokenizers import Tokenizer
 
 INPUTS = ("input_ids", "attention_mask")
+NEEDED = {
+    "config.json": ("id2label", "max_position_embeddings", "pad_token_id"),
+    "tokenizer_config.json": ("model_max_length", "pad_token"),
+}
+"""What is read in the files of a folder."""
+
+
+def read(folder: Path, name: str) -> dict:
+    """One of the files of `NEEDED`. ValueError: it is not JSON, or lacks an entry."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding, or of JSON
+        raise ValueError(f"{folder / name} is not JSON: {error}.") from error
+    if missing := [key for key in NEEDED[name] if key not in found]:
+        raise ValueError(f"{folder / name} lacks {', '.join(missing)}. Notebook 07 writes such a file.")
+    return found
 
 
 class Texts:
@@ -23,8 +39,7 @@ class Texts:
     """
 
     def __init__(self, folder: Path):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config, settings = (read(folder, name) for name in NEEDED)
         self.most = int(min(settings["model_max_length"], config["max_position_embeddings"]))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(self.most)
@@ -46,17 +61,17 @@ class Classifier:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the model is none, or not the one that config.json tells of.
+        ValueError: the model is none, or not the one that config.json tells of; a file lacks an entry.
     """
 
     def __init__(self, folder: str | Path, file: str = "onnx/model_quantized.onnx"):
         import onnxruntime  # here: `Texts` needs none
 
         folder = Path(folder)
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", file):
+        for name in (*NEEDED, "tokenizer.json", file):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder}: {name} is missing. Notebook 07 writes such a folder.")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read(folder, "config.json")
         self.labels = [name for _, name in sorted(config["id2label"].items(), key=lambda pair: int(pair[0]))]
         self.positions = config["max_position_embeddings"]
         self.texts = Texts(folder)
@@ -94,7 +109,10 @@ def main() -> int:
     if len(sys.argv) < 3:
         print(__doc__.splitlines()[0], file=sys.stderr)
         return 2
-    classifier = Classifier(sys.argv[1])
+    try:
+        classifier = Classifier(sys.argv[1])
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
     for text in sys.argv[2:]:
         label, probability = classifier(text)
         print(f"{label} {probability:.3f} {text}")
