@@ -133,7 +133,7 @@ def test_notebook_01_runs_in_jupyterlab_to_its_last_cell(page, server, copy):
     nbformat.write(notebook, path)  # what is seen below, this run has made
 
     run_all_cells(page, server, path.name)
-    wait_for_the_end(page, "Next: 02 Student extraction")
+    wait_for_the_end(page, "Written: 01_dataset_dicts/metrics.json")
 
     page.locator("[data-id=table-of-contents]").click()
     headings = page.locator(".jp-TableOfContents .jp-tocItem-content")
