@@ -15,7 +15,10 @@ from helpers.runs import controls
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ("gain", "masked-lm"),
-    "docs/results.md": ("recipe", "losses", "sentiment", "comparisons", "runs", "shapes"),
+    "docs/results.md": (
+        *("recipe", "losses", "layers", "sentiment", "comparisons", "runs"),
+        *("long-task", "long-comparisons", "shapes"),
+    ),
 }
 """Which page has a place for what."""
 CUTS = ROOT / "tests" / "bench" / "cuts.json"
@@ -33,7 +36,7 @@ COMPARED = {
     "distilled, against extracted": "the distilled start, on labels",
 }
 """The comparisons that every run has made."""
-CONTROLS = {"losses": "default mix"}
+CONTROLS = {"losses": "default mix", "layers": "spread layers"}
 """The parts of the controls that the pages show, beside `recipe`, and the row to compare with."""
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
@@ -133,6 +136,24 @@ def task(record: dict, timings: dict) -> str:
     )
     picture = "![Test accuracy against milliseconds a text](../notebooks/images/sentiment_cost.png)"
     return "\n" + "\n\n".join([said, table(record, timings), picture]) + "\n\n"
+
+
+def long_task(record: dict) -> str:
+    """The contenders of a long record of notebook 06, and the rates that their searches chose."""
+    parts = record["parts"]
+    said = (
+        f"{parts['train']:,} labelled texts to train on, {parts['test']:,} to test with, "
+        f"{parts['transfer']:,} without labels, {len(record['parameters']['SEEDS'])} seeds."
+    )
+    lines = [["", "test accuracy", "of the teacher's accuracy", "learning rate"]]
+    best = sorted(record["contenders"].items(), key=lambda each: -mean(each[1]["test_accuracy"]))
+    for name, values in best:
+        low, kept, high = values["share_kept"]
+        accuracy = values["test_accuracy"]
+        share = "" if name == "teacher" else f"{kept:.1%} ({low:.1%} to {high:.1%})"
+        shown = f"{mean(accuracy):.1%} ± {stdev(accuracy):.1%}"
+        lines.append([f"`{name}`", shown, share, f"{values['learning_rate']:g}"])
+    return f"\n{said}\n\n{rows(*lines)}\n\n"
 
 
 def points(found: dict) -> list[float]:
@@ -237,6 +258,8 @@ def sections() -> dict[str, str]:
         "sentiment": task(sentiment["record"], sentiment["timings"]),
         "comparisons": comparisons(sentiment["record"]),
         "runs": runs(sentiment["record"], json.loads(TASK_RUNS.read_text(encoding="utf-8"))),
+        "long-task": long_task(record_of("long_task")),
+        "long-comparisons": comparisons(record_of("long_task")),
         "shapes": shapes(json.loads(CUTS.read_text(encoding="utf-8"))["distilled"]),
     }
 
