@@ -30,8 +30,9 @@ TOUR = {
     "05": "launch",
     "06": "the task",
     "07": "a small file",
-    "08": "grids",
+    "08": "verdicts",
 }
+SIDE_TRACK = "05"
 
 
 def canvas(width: float, height: float, scale: float = 0.75) -> Axes:
@@ -88,13 +89,18 @@ def idea() -> Axes:
 
 
 def tour(here: str) -> Axes:
-    """The notebooks in a row; `here` is filled."""
-    ax = canvas(2 * len(TOUR), 1.3, 0.55)
+    """The notebooks in a row, with 05 as a side track below it; `here` is filled."""
+    ax = canvas(2 * len(TOUR), 2.3, 0.55)
+    row, aside = 1.2, 0.05
     for i, (number, name) in enumerate(TOUR.items()):
         color = STUDENT if number == here else NEUTRAL
-        box(ax, 2 * i + 0.1, 0.15, 1.6, 1, f"{number}\n{name}", color, filled=number == here)
-        if i:
-            arrow(ax, (2 * i - 0.28, 0.65), (2 * i + 0.08, 0.65), NEUTRAL)
+        y = aside if number == SIDE_TRACK else row
+        box(ax, 2 * i + 0.1, y, 1.6, 0.95, f"{number}\n{name}", color, filled=number == here)
+        if number == SIDE_TRACK:
+            arrow(ax, (2 * i - 0.28, row + 0.2), (2 * i + 0.08, aside + 0.75), NEUTRAL)
+        elif i:
+            start = 2 * i - 0.28 - 2 * (list(TOUR)[i - 1] == SIDE_TRACK)
+            arrow(ax, (start, row + 0.5), (2 * i + 0.08, row + 0.5), NEUTRAL)
     return ax
 
 
