@@ -162,16 +162,11 @@ def test_a_record_of_the_controls_is_not_stale(file):
 
 
 @pytest.mark.parametrize("file", [file for file in LONG if file not in CONTROLS], ids=lambda file: file.stem)
-def test_a_long_record_is_marked_just_as_long_as_its_teacher_is_not_notebook_02s(file):
-    long = json.loads(file.read_text(encoding="utf-8"))
+def test_a_long_record_has_notebook_02s_teacher_and_is_not_stale(file):
+    made_from = json.loads(file.read_text(encoding="utf-8"))["made_from"]
     extraction = nbformat.read(ROOT / "notebooks" / "02_student_extraction.ipynb", as_version=4).metadata["record"]
-    row = [key for key in extraction if key.startswith("teacher_") and key in long]
-    assert len(row) >= 2
-    has_its_teacher = {key: long[key] for key in row} == pytest.approx({key: extraction[key] for key in row}, rel=1e-3)
-    assert ("stale" in long) is not has_its_teacher
-    if has_its_teacher:
-        assert long["made_from"]["teacher"] == extraction["fingerprint"]
-        assert not stale.check_record(file, Repository()).reasons
+    assert made_from["teacher"] == extraction["fingerprint"]
+    assert not stale.check_record(file, Repository()).reasons
 
 
 def test_runs_on_tiny_data_and_repeats(executed):

@@ -78,26 +78,21 @@ def gain(record: dict, timings: dict) -> str:
         "teacher": "teacher, 6 layers",
         "distilled_task": "student, 3 layers, distilled twice",
         "extracted_task": "student, 3 layers, only the task distilled",
-        "distilled_hard": "student distilled on hidden words, then taught the classes that the "
-        "teachers find likelier",
         "distilled": "student distilled on hidden words, then taught by the labels",
-        "distilled_longer": "the same, with as many steps as the first three students",
         "extracted": "student of copied layers, taught by the labels",
         "baseline": "a public student of the same size, taught by the labels",
     }
     share_head = "share of the teacher's accuracy (95% interval)"
-    head = ["", "test accuracy", share_head, "million parameters", "ms a sentence, two CPU cores"]
+    head = ["", "in notebook 06", "test accuracy", share_head, "million parameters"]
+    head.append("ms a sentence, two CPU cores")
     lines = [head]
     for name, shown in names.items():
         values = record["contenders"][name]
         low, kept, high = values["share_kept"]
         share = "" if name == "teacher" else f"{kept:.1%} ({low:.1%} to {high:.1%})"
-        if name == "distilled_task":
-            shown, share = f"**{shown}**", f"**{share}**"
         size, took = values["parameters"] / 1e6, timings["milliseconds"][name][WAYS[0]]
-        lines.append(
-            [shown, f"{mean(values['test_accuracy']):.1%}", share, f"{size:.1f}", f"{took:.1f}"]
-        )
+        accuracy = f"{mean(values['test_accuracy']):.1%}"
+        lines.append([shown, f"`{name}`", accuracy, share, f"{size:.1f}", f"{took:.1f}"])
     return f"\n{rows(*lines)}\n\n"
 
 

@@ -187,10 +187,8 @@ def of_record(sources: dict, notebook: str) -> dict:
 
 
 def check_record(file: Path, repository: Repository) -> Verdict:
-    """Whether a long record is stale. One that says so itself, under ``stale``, is passed over."""
+    """Whether a long record is stale."""
     record = json.loads(file.read_text(encoding="utf-8"))
-    if "stale" in record:
-        return Verdict(file.name, [], "", file, record)
     made = record["made_from"]
     if "part" in made:
         return check_part(file, record, repository)
