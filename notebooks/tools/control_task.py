@@ -33,6 +33,7 @@ def task_entry(
         ``test_accuracy``, ``searched`` (from each learning rate to its accuracy on validation) and
         ``correct`` (packed, a test text each); and the number of test texts.
     """
+    # Sorted, the test part is the first one that is drawn: the split is another than notebook 06's.
     of_parts = {name: value for name, value in parameters.items() if name in PARTING}
     parts, most = parts_of(json.dumps(of_parts, sort_keys=True)), parameters["MAX_LENGTH"]
     own, labels = cut_at(tokenizer, most), parts["train"].features["label"].names

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ("gain", "masked-lm"),
     "docs/results.md": (
-        *("recipe", "losses", "sentiment", "comparisons", "runs"),
+        *("recipe", "layers", "losses", "sentiment", "comparisons", "runs"),
         *("long-task", "long-comparisons", "shapes"),
     ),
 }
@@ -36,7 +36,7 @@ COMPARED = {
     "distilled, against extracted": "the distilled start, on labels",
 }
 """The comparisons that every run has made."""
-CONTROLS = {"losses": "default mix"}
+CONTROLS = {"losses": "default mix", "layers": "spread layers"}
 """The parts of the controls that the pages show, beside `recipe`, and the row to compare with."""
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
