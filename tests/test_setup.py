@@ -112,6 +112,20 @@ def test_what_the_pages_conclude_is_what_notebook_06_measured():
         assert f"{record['contenders'][name]['share_kept'][1]:.1%}" in page.split("## In short")[1].split("\n## ")[0]
 
 
+def test_what_the_pages_conclude_is_what_the_long_record_of_notebook_06_measured():
+    differences = results.record_of("long_task")["differences"]
+    for label, said in {
+        "distilled_task_labelled, against distilled_longer": "{:.1f} points ({:.1f} to {:.1f}",
+        "distilled_task, against distilled_task_labelled": "{:.1f} more ({:.1f} to {:.1f})",
+    }.items():
+        found = said.format(*results.points(differences[label]))
+        for page in ("README.md", "docs/results.md", "notebooks/08_experiments.ipynb"):
+            assert found in read(page), (label, page)
+    own, low, high = results.points(differences["distilled_task, against teacher"])
+    assert high < 0, "the student is lower than its teacher"
+    assert f"{-own:.1f} points less (97.5% interval {-high:.1f} to {-low:.1f})" in read("README.md")
+
+
 def test_the_pages_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(from helpers import .*?)```", read("docs/your_own_texts.md"), re.DOTALL)
     for theirs, ours in {

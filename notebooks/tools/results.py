@@ -53,19 +53,32 @@ def rows(*lines: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def best_first(record: dict) -> list[tuple[str, dict]]:
+    """The contenders of notebook 06's record, by test accuracy."""
+    return sorted(record["contenders"].items(), key=lambda each: -mean(each[1]["test_accuracy"]))
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.1%} ± {stdev(values):.1%}"
+
+
+def share(name: str, values: dict) -> str:
+    """What a contender keeps of the teacher's accuracy, with its interval."""
+    low, kept, high = values["share_kept"]
+    return "" if name == "teacher" else f"{kept:.1%} ({low:.1%} to {high:.1%})"
+
+
 def table(record: dict, timings: dict) -> str:
     """A row for each contender."""
     head = ["", "test accuracy", "macro F1", "of the teacher's accuracy", "million parameters"]
     lines = [[*head, "ms a text, one at a time", WAYS[1]]]
-    best = sorted(record["contenders"].items(), key=lambda each: -mean(each[1]["test_accuracy"]))
-    for name, values in best:
-        low, kept, high = values["share_kept"]
-        accuracy, f1 = values["test_accuracy"], values["test_macro_f1"]
+    for name, values in best_first(record):
+        f1 = values["test_macro_f1"]
         line = [
             f"`{name}`",
-            f"{mean(accuracy):.1%} ± {stdev(accuracy):.1%}",
+            spread(values["test_accuracy"]),
             f"{mean(f1):.3f} ± {stdev(f1):.3f}",
-            "" if name == "teacher" else f"{kept:.1%} ({low:.1%} to {high:.1%})",
+            share(name, values),
             f"{values['parameters'] / 1e6:.1f}",
         ]
         lines += [line + [f"{timings['milliseconds'][name][way]:.1f}" for way in WAYS]]
@@ -88,11 +101,10 @@ def gain(record: dict, timings: dict) -> str:
     lines = [head]
     for name, shown in names.items():
         values = record["contenders"][name]
-        low, kept, high = values["share_kept"]
-        share = "" if name == "teacher" else f"{kept:.1%} ({low:.1%} to {high:.1%})"
         size, took = values["parameters"] / 1e6, timings["milliseconds"][name][WAYS[0]]
         accuracy = f"{mean(values['test_accuracy']):.1%}"
-        lines.append([shown, f"`{name}`", accuracy, share, f"{size:.1f}", f"{took:.1f}"])
+        kept = share(name, values)
+        lines.append([shown, f"`{name}`", accuracy, kept, f"{size:.1f}", f"{took:.1f}"])
     return f"\n{rows(*lines)}\n\n"
 
 
@@ -141,13 +153,9 @@ def long_task(record: dict) -> str:
         f"{parts['transfer']:,} without labels, {len(record['parameters']['SEEDS'])} seeds."
     )
     lines = [["", "test accuracy", "of the teacher's accuracy", "learning rate"]]
-    best = sorted(record["contenders"].items(), key=lambda each: -mean(each[1]["test_accuracy"]))
-    for name, values in best:
-        low, kept, high = values["share_kept"]
-        accuracy = values["test_accuracy"]
-        share = "" if name == "teacher" else f"{kept:.1%} ({low:.1%} to {high:.1%})"
-        shown = f"{mean(accuracy):.1%} ± {stdev(accuracy):.1%}"
-        lines.append([f"`{name}`", shown, share, f"{values['learning_rate']:g}"])
+    for name, values in best_first(record):
+        kept, rate = share(name, values), f"{values['learning_rate']:g}"
+        lines.append([f"`{name}`", spread(values["test_accuracy"]), kept, rate])
     return f"\n{said}\n\n{rows(*lines)}\n\n"
 
 
