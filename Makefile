@@ -64,7 +64,7 @@ demo: setup  ## a page with notebook 07's student, which answers in the browser;
 bench: .venv/.bench  ## measure speed and memory beside other ways to distil; PARTS="speed reading" for some of it
 	@$(BIN)/python tests/bench/run.py $(PARTS)
 
-bench-report: setup  ## write what make bench measured into docs/benchmark.md
+bench-report: setup  ## write what make bench measured into docs/benchmark.md and README
 	@$(BIN)/python tests/bench/report.py
 
 setup: .venv/.installed  ## only install

@@ -1,4 +1,7 @@
-"""What PyTorch does slowly on a processor in a training step, done faster. Knows nothing of distillation."""
+"""What PyTorch does slowly on a processor in a training step, done faster. Knows nothing of distillation.
+
+docs/benchmark.md has what it brings.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ def keep_freed_memory() -> None:
 def dropout(x: Tensor, probability: float) -> Tensor:
     """Dropout (Srivastava et al. 2014) that draws sixteen random bits for each number, from torch's global generator.
 
-    On processors other than Intel's, torch draws a double for each number, one after another: a tenth of a distillation
-    step on two cores of an AMD EPYC. Here a draw of 64 bits serves four numbers.
+    On processors other than Intel's, torch draws a double for each number, one after another. Here a draw of 64 bits
+    serves four numbers.
 
     Args:
         x: of any shape and float type, on the CPU.
@@ -58,8 +61,7 @@ class Dropout(nn.Dropout):
 def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options):
     """Attention (Vaswani et al. 2017, section 3.2.1) for training on a processor; elsewhere `transformers`' own.
 
-    torch's `scaled_dot_product_attention` takes about twice as long there, forward and backward (in bfloat16, at 64 to
-    512 tokens, on two cores of an AMD EPYC): with dropout it computes all in float32. Here scores and softmax are
+    With dropout, torch's `scaled_dot_product_attention` computes all in float32 there. Here scores and softmax are
     float32, and the two products with the probabilities in the type of the query.
 
     Args:

@@ -119,8 +119,8 @@ class Blocks:
 
     Args:
         ask: returns the number of batches of the next block, or 0 for no more.
-        tell: takes a block's ``{"steps", "seconds", "tokens", "waiting"}``; tokens are those that are not padding,
-            waiting the seconds in which the loader was waited for.
+        tell: takes a block's ``{"steps", "seconds", "tokens", "texts", "waiting"}``; tokens are those that are not
+            padding, texts the rows of the batches, waiting the seconds in which the loader was waited for.
         products: counts those of the first step.
     """
 
@@ -138,7 +138,7 @@ class Blocks:
         batches, given = self._batches(), 0
         self.memory = PeakMemory()
         while steps := self.ask():
-            tokens, waiting = 0, 0.0
+            tokens, texts, waiting = 0, 0, 0.0
             synchronize()
             start = time.perf_counter()
             for _ in range(steps):
@@ -146,6 +146,7 @@ class Blocks:
                 batch = next(batches)
                 waiting += time.perf_counter() - before
                 tokens += batch["attention_mask"].sum()
+                texts += len(batch["attention_mask"])
                 given += 1
                 if given == 1:
                     with self.products:
@@ -154,6 +155,7 @@ class Blocks:
                     yield batch
             synchronize()
             seconds = time.perf_counter() - start
-            self.tell({"steps": steps, "seconds": seconds, "tokens": int(tokens), "waiting": waiting})
+            told = {"steps": steps, "seconds": seconds, "tokens": int(tokens), "texts": texts, "waiting": waiting}
+            self.tell(told)
             torch.cuda.empty_cache()  # the others, whose turn it is now, are on the same card
         self.peak_mb = self.memory.megabytes()

@@ -1,7 +1,7 @@
 """Write the benchmark's record into the repository: `make bench-report`.
 
-The record of the last `make bench` becomes tests/bench/record.json; docs/benchmark.md gets its summary and tables, and
-notebooks/images/cost.png the picture. Without a new record, the committed one is written again.
+The record of the last `make bench` becomes tests/bench/record.json. docs/benchmark.md is made anew from page.md, README
+gets its lines, and notebooks/images/cost.png is drawn. Every sentence with a measured number is made here.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
-import yaml
 from matplotlib import pyplot as plt
 
+from classifiers import FINE_TUNING, PREDICTING
+from classifiers import OBJECTIVES as CLASSIFIERS_OBJECTIVES
+from contenders import CONTENDERS, OBJECTIVES
 from helpers.catalyst_today.saving import write_json
 from helpers.runs.records import ROOT
 
@@ -22,18 +26,20 @@ import results
 
 BENCH = ROOT / "artifacts" / "bench" / "metrics.json"
 RECORD = Path(__file__).with_name("record.json")
-PLAN = yaml.safe_load(Path(__file__).with_name("full.yaml").read_text(encoding="utf-8"))
+TEMPLATE = Path(__file__).with_name("page.md")
 PAGE = ROOT / "docs" / "benchmark.md"
+README = ROOT / "README.md"
 PICTURE = ROOT / "notebooks" / "images" / "cost.png"
 
-WAYS = {
-    "masked_after": "all logits, the masked ones picked out after",
-    "textbrewer": "TextBrewer's `GeneralDistiller`",
-    "article": "the article's step (KL at every attended position)",
-    "ours": "**this repository**",
+NOT_MEASURED = "Not measured yet."
+SAID = OBJECTIVES | CLASSIFIERS_OBJECTIVES
+OURS = {"masked": "ours", "attended": "ours_attended", "labels": "ours", "logits": "ours"}
+"""From an objective to our contender under it."""
+LABELS = {
+    objective: {name: each.label for name, each in kind.items()}
+    for kind in (CONTENDERS, FINE_TUNING, PREDICTING)
+    for objective in {each.objective for each in kind.values()}
 }
-CONTENDERS = ("masked_after", "textbrewer", "article", "ours_fp32", "masked_after_bf16", "article_bf16", "ours")
-"""In the order of the tables: first those in float32."""
 AXES = {
     "length": "tokens in a row",
     "batch": "rows in a batch",
@@ -42,275 +48,393 @@ AXES = {
 }
 
 
-def type_of(machine: dict) -> str:
-    """In which type of number this repository computes on a machine, unless it is told another."""
-    return machine["precision"].split()[0]
-
-
-def way_and_type(contender: str, machine: dict) -> tuple[str, str]:
-    """What a contender's row is called, and the type of number that it computes in."""
-    way = contender.removesuffix("_bf16").removesuffix("_fp32")
-    if contender == "ours":
-        return WAYS[way], type_of(machine)
-    return WAYS[way], "bfloat16" if contender.endswith("_bf16") else "float32"
+def label(row: dict) -> str:
+    """What a row's contender is called in the tables."""
+    return LABELS[row["objective"]][row["contender"]]
 
 
 def in_words(work: str) -> str:
-    """The name of a work or shape, its sizes spelled out: 32 x 64 is 32 rows x 64 tokens."""
+    """The name of a work, its sizes spelled out: 32 x 64 is 32 rows x 64 tokens."""
     work = re.sub(r", ([\d,]+) tokens$", r", a vocabulary of \1", work)
-    return re.sub(r"\b1 rows", "1 row", re.sub(r"(\d+) x (\d+)", r"\1 rows x \2 tokens", work))
+    return re.sub(r"(\d+) x (\d+)", r"\1 rows x \2 tokens", work)
 
 
-def by_work(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Work to contender to row, both in the order of the tables."""
-    works = {row["work"]: {} for row in rows}
-    for name in CONTENDERS:
-        for row in rows:
-            if row["contender"] == name:
-                works[row["work"]][name] = row
-    return works
+def in_part(record: dict, part: str) -> list[dict]:
+    return [row for row in record.get("rows", []) if row["part"] == part]
 
 
-def times_as_fast(name: str, rows: dict[str, dict], machine: dict) -> tuple[float, float, float] | None:
-    """How many times as fast this repository is in the same type of number: (by the medians, least, most).
-
-    Least and most are over the rounds, in each of which both were measured. None: it was not measured in that type.
-    """
-    wanted = way_and_type(name, machine)[1]
-    ours = [other for other in ("ours_fp32", "ours") if other in rows and way_and_type(other, machine)[1] == wanted]
-    if not ours:
-        return None
-    theirs, ours = rows[name], rows[ours[0]]
-    rounds = [a / b for a, b in zip(theirs["seconds_of_blocks"], ours["seconds_of_blocks"], strict=True)]
-    return theirs["seconds_per_step"] / ours["seconds_per_step"], min(rounds), max(rounds)
+def comparisons(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
+    """The rows of each work and objective, which alone may be compared, those of one precision one after another."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["work"], row["objective"]), []).append(row)
+    return found
 
 
-def speed_table(rows: dict[str, dict], machine: dict) -> str:
-    """A row for each contender of one work."""
-    lines = []
-    for name, row in rows.items():
-        way, number = way_and_type(name, machine)
-        if way == WAYS["ours"]:
-            faster = ""
-        elif (times := times_as_fast(name, rows, machine)) is None:
-            faster = f"no {number} of ours to compare with"
-        else:
-            faster = "{:.1f} ({:.1f} to {:.1f})".format(*times)
-        seconds, groups = row["seconds_per_step"], row["seconds_of_blocks"]
+def rates(row: dict) -> list[float]:
+    """Texts, or rows of a batch, a second, in each of the blocks."""
+    return [block["texts"] / block["seconds"] for block in row["blocks"]]
+
+
+def step_seconds(row: dict) -> list[float]:
+    """Seconds a step, in each of the blocks."""
+    return [block["seconds"] / row["steps_in_a_block"] for block in row["blocks"]]
+
+
+def ours_beside(row: dict, rows: list[dict]) -> dict | None:
+    """Our row of the same work, objective and precision; None if it is not there, or this is it."""
+    same = ("work", "objective", "precision")
+    for other in rows:
+        if other["contender"] == OURS[row["objective"]] and all(other[key] == row[key] for key in same):
+            return None if other is row else other
+    return None
+
+
+def times_as_fast(ours: dict, theirs: dict) -> tuple[float, float, float]:
+    """How many times as fast ours is: by the medians, and the least and the most over the rounds."""
+    rounds = [own / other for own, other in zip(rates(ours), rates(theirs), strict=True)]
+    return median(rates(ours)) / median(rates(theirs)), min(rounds), max(rounds)
+
+
+def with_range(values: list[float], form: str) -> str:
+    """The median, and in brackets the least and the most."""
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def span(values: Iterable[float], form: str = ".1f") -> str:
+    """From the least to the most; one number, where both are printed alike."""
+    values = sorted(values)
+    low, high = f"{values[0]:{form}}", f"{values[-1]:{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def table(rows: list[dict], first: str, key: str) -> str:
+    """A row for each contender of one comparison; `key`: ``"steps"`` or ``"texts"``, what its speed is said in."""
+    speed = ["seconds a step", "tokens a second"] if key == "steps" else ["texts a second", "tokens a second"]
+    lines = [[first, "computes in", *speed, "ours: times as fast", "peak memory", "ours: share of that memory"]]
+    for row in rows:
+        ours = ours_beside(row, rows)
         lines.append(
             [
-                way,
-                number,
-                f"{seconds:.2f} ({min(groups):.2f} to {max(groups):.2f})",
+                label(row),
+                row["precision"],
+                with_range(step_seconds(row), ".3f") if key == "steps" else with_range(rates(row), ",.0f"),
                 f"{row['tokens_per_second']:,.0f}",
-                faster,
+                "{:.1f} ({:.1f} to {:.1f})".format(*times_as_fast(ours, row)) if ours else "",
                 f"{row['peak_memory_mb']:,.0f} MB",
+                f"{ours['peak_memory_mb'] / row['peak_memory_mb']:.2f}" if ours else "",
             ]
         )
-    head = ["", "computes in", "seconds a step", "tokens a second", "ours: times as fast", "peak memory"]
-    return results.rows(head, *lines)
+    return results.rows(*lines)
 
 
-def speed_part(rows: list[dict], record: dict, machine: dict) -> list[str]:
-    works, lines = by_work(rows), []
-    measured = [name for name in CONTENDERS if any(name in of for of in works.values())]
-    for work, of in works.items():
-        lines += [f"### {in_words(work)}", speed_table(of, machine)]
-        if missing := [", ".join(way_and_type(name, machine)) for name in measured if name not in of]:
-            lines += [f"Not measured at this size: {'; '.join(missing)}."]
-    apart = max(max(row["seconds_of_blocks"]) / min(row["seconds_of_blocks"]) for row in rows)
-    ours = [row for row in rows if row["contender"] == "ours"]
-    return [
-        *lines,
-        f"Within one row the slowest group takes up to {apart:.1f} times as long as the fastest.",
-        results.rows(
-            [f"this repository, {type_of(machine)}", *(in_words(row["work"]) for row in ours)],
-            ["matrix products, share of a step's time", *(f"{row['matrix_share']:.0%}" for row in ours)],
-            ["waiting for data, share of a step's time", *(f"{row['waiting_share']:.1%}" for row in ours)],
-        ),
-    ]
+def measured_on(record: dict, part: str) -> str:
+    machine = record["machines"][part]
+    if "cores" not in machine:
+        return f"Measured on: {machine['device']}, torch {machine['torch']}."
+    flags = ", ".join(machine["bfloat16"])
+    bfloat16 = f"instructions for bfloat16: {flags}" if flags else "no instructions for bfloat16"
+    return f"Measured on: {machine['device']}, {machine['cores']} cores, {bfloat16}, torch {machine['torch']}."
 
 
-def quality_part(rows: list[dict], record: dict, machine: dict) -> list[str]:
-    minutes, before = PLAN["quality"]["minutes"], record["machines"]["rows"]
-    speeds = by_work(record["rows"])[rows[0]["work"]]
-    trained = [row["contender"] for row in rows]
-    others = {name: round(60 * minutes / row["seconds_per_step"]) for name, row in speeds.items()}
-    untrained = [
-        f"{', '.join(way_and_type(name, before))}: {steps:,}" for name, steps in others.items() if name not in trained
-    ]
-    lines = []
+def of_blocks(rows: list[dict]) -> str:
+    """On how many blocks and steps the rows rest."""
+    blocks = span([len(row["blocks"]) for row in rows], "d")
+    return f"Each row rests on {blocks} blocks of {span([row['steps_in_a_block'] for row in rows], 'd')} steps."
+
+
+def compiling(rows: list[dict]) -> str | None:
+    """What compiling costs before the first block."""
+    found = [row["warm_up_seconds"] for row in rows if row["contender"].endswith("_compiled")]
+    return found and (
+        f"With `torch.compile`, the first two steps take {span(found, '.0f')} seconds, compiling included. They are "
+        "not in the table."
+    )
+
+
+def speed(record: dict) -> str:
+    rows = in_part(record, "speed")
+    if not rows:
+        return NOT_MEASURED
+    lines, work_before = [measured_on(record, "speed"), of_blocks(rows)], None
+    for (work, objective), compared in comparisons(rows).items():
+        if work != work_before:
+            lines.append(f"### {in_words(work)}")
+        lines.append(table(compared, f"loss: {OBJECTIVES[objective]}", "steps"))
+        if said := compiling(compared):
+            lines.append(said)
+        work_before = work
+    shares = [["**this repository**", "computes in", "matrix products", "waiting for data"]]
     for row in rows:
-        (way, run_in), counted_in = way_and_type(row["contender"], machine), way_and_type(row["contender"], before)[1]
-        seconds, counted = row["seconds"] / row["steps"], speeds[row["contender"]]["seconds_per_step"]
+        if row["contender"] == "ours":
+            waiting = sum(block["waiting"] for block in row["blocks"]) / sum(
+                block["seconds"] for block in row["blocks"]
+            )
+            shares.append([in_words(row["work"]), row["precision"], f"{row['matrix_share']:.0%}", f"{waiting:.1%}"])
+    lines += [
+        "### What a step's time goes into",
+        "Shares of a step's time. *Matrix products*: we time each matrix product of a step by itself, add these times "
+        "up, and divide by the time of the step. At 100% a step would take no longer than its matrix products. The "
+        "rest goes into what is read and written once: attention's softmax, dropout, normalization, the optimizer.",
+        results.rows(*shares),
+    ]
+    return "\n\n".join(lines)
+
+
+def changes(record: dict) -> str:
+    rows = in_part(record, "changes")
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        "What does each of these bring by itself? In each row our step is changed in one thing; *ours* is the step "
+        "without the change. What a change costs need not add up with the others.",
+        measured_on(record, "changes"),
+        of_blocks(rows),
+    ]
+    for (work, _), compared in comparisons(rows).items():
+        lines.append(table(compared, f"our step, changed; {in_words(work)}", "steps"))
+        if said := compiling(compared):
+            lines.append(said)
+    return "\n\n".join(lines)
+
+
+def classifiers(record: dict) -> str:
+    rows = in_part(record, "classifiers")
+    if not rows:
+        return NOT_MEASURED
+    works = {work["name"]: work for work in record["plans"]["classifiers"]["works"]}
+    sizes = {(work["texts"], work["batch"], work["length"]) for work in works.values()}
+    said = "; ".join(
+        f"{texts:,} texts, {batch} in a batch, at most {length} tokens each" for texts, batch, length in sizes
+    )
+    lines = [
+        "What notebook 06 does: a classifier of the packaged Rotten Tomatoes sentences is fine-tuned, and answers. "
+        f"Beside it the Hugging Face `Trainer`, on the same texts: {said}. Both start from texts in tokens. The "
+        "`Trainer` writes no log and no checkpoint. It takes the texts as they come, and pads each batch to its "
+        "longest text. Our batches hold texts of about one length; the `Trainer` can do that for fine-tuning, too.",
+        measured_on(record, "classifiers"),
+        of_blocks(rows),
+    ]
+    for (work, objective), compared in comparisons(rows).items():
+        lines.append(table(compared, f"{work}: {CLASSIFIERS_OBJECTIVES[objective]}", "texts"))
+    return "\n\n".join(lines)
+
+
+def quality(record: dict) -> str:
+    rows = record.get("quality")
+    if not rows:
+        return NOT_MEASURED
+    own = record["plans"]["quality"]
+    lines = [
+        [
+            "",
+            "loss",
+            "steps",
+            "seconds that they took",
+            "accuracy over all predicted tokens",
+            "perplexity",
+            "KL to the teacher",
+        ]
+    ]
+    for row in rows:
+        trained = row["contender"] != "extracted"
+        name = label(row) if trained else "the student before"
         lines.append(
             [
-                way,
+                name,
+                OBJECTIVES[row["objective"]] if trained else "",
                 f"{row['steps']:,}",
-                f"{counted_in}, {counted:.2f} s",
-                f"{run_in}, {seconds:.2f} s",
-                f"{60 * minutes / seconds:.0f}",
+                f"{row['seconds']:.0f}",
                 f"{row['masked_accuracy']:.1%}",
                 f"{row['perplexity']:.1f}",
                 f"{row['kl_to_teacher']:.3f}",
             ]
         )
-    head = ["", "steps", "a step when counted", "a step in this run", f"steps that fit into {minutes} minutes here"]
-    lines = [
-        f"Each way trains a student ({in_words(rows[0]['work'])}) for as many steps as it makes in {minutes} minutes "
-        f"at the speeds above. One random seed; {rows[0]['masked_tokens']:,} tokens to predict, which all count (one "
-        "in ten is visible). The steps were "
-        "counted on the machine of the tables above. The runs were made on the machine named here, at other speeds and "
-        "partly in another type of number. So the minutes are equal on the first machine, not on this one.",
-        results.rows([*head, "accuracy over all predicted tokens", "perplexity", "KL to the teacher"], *lines),
-    ]
-    if untrained:
-        lines += [
-            "These were not trained for the table. By the same rule they would have made so many steps: "
-            f"{'; '.join(untrained)}."
+    said = (
+        f"Each way trains the student of {in_words(own['work']['name'])} in {own['precision']} for as many steps as "
+        f"it makes in {own['minutes']} minutes, by the speed of a block made just before. The seconds that the run "
+        f"took show how well that was met. One random seed; {rows[0]['masked_tokens']:,} tokens to predict, which all "
+        "count (one in ten is visible), scored in float32."
+    )
+    return "\n\n".join([measured_on(record, "quality"), said, results.rows(*lines)])
+
+
+def growth(record: dict) -> str:
+    rows = record.get("growth")
+    if not rows:
+        return NOT_MEASURED
+    blocks = span([len(row["blocks"]) for row in rows], "d")
+    picture = "Seconds a step and peak memory against length, batch, vocabulary and masked share, for this repository"
+    return "\n\n".join(
+        [
+            measured_on(record, "growth"),
+            f"![{picture}](../notebooks/images/{PICTURE.name})",
+            f"Our step in {rows[0]['precision']}. Each point is a median over {blocks} blocks of "
+            f"{span([row['steps_in_a_block'] for row in rows], 'd')} steps.",
         ]
-    return lines
+    )
 
 
-def growth_part(rows: list[dict], record: dict, machine: dict) -> list[str]:
-    alternative = "Seconds a step and peak memory against length, batch, vocabulary and masked share"
+def reading(record: dict) -> str:
+    rows = record.get("reading")
+    if not rows:
+        return NOT_MEASURED
     lines = [
-        f"![{alternative}, for this repository and for a way that computes all logits]"
-        f"(../notebooks/images/{PICTURE.name})"
-    ]
-    if type_of(machine) == "float32":  # as in the other way, so that the two can be compared
-        ranges = []
-        for axis, label in AXES.items():
-            pairs = [[row for row in rows if row["axis"] == axis and row["contender"] == name] for name in DRAWN]
-            times = [theirs["seconds_per_step"] / ours["seconds_per_step"] for theirs, ours in zip(*pairs, strict=True)]
-            ranges.append(f"{min(times):.1f} to {max(times):.1f} along *{label}*")
-        lines += [
-            "Both compute in float32. A step of this repository is so many times as fast, from the least to the most "
-            f"in a column: {'; '.join(ranges)}."
+        [
+            f"{row['rows']:,} texts, {row['times']}",
+            f"{row['rows_per_second']:,.0f}",
+            f"{row['peak_anonymous_mb']:,.0f} MB",
         ]
-    return lines
-
-
-def reading_part(rows: list[dict], record: dict, machine: dict) -> list[str]:
-    return [
-        "From a CSV file to blocks. A block is a row of a batch. *First*: the texts are read and tokenized. *Cached*: "
-        "a second run finds what the first one left. The memory is the most that the process held at once, without the "
-        "pages of the files that it reads: the system takes those back whenever it needs them.",
-        results.rows(
-            ["", "texts a second", "peak memory"],
-            *(
-                [
-                    f"{row['rows']:,} texts, {row['times']}",
-                    f"{row['rows_per_second']:,.0f}",
-                    f"{row['peak_anonymous_mb']:,.0f} MB",
-                ]
-                for row in rows
-            ),
-        ),
+        for row in rows
     ]
+    return "\n\n".join(
+        [
+            measured_on(record, "reading"),
+            "From a CSV file to blocks. A block is a row of a batch. *First*: the texts are read and tokenized. "
+            "*Cached*: a second run finds what the first one left. The memory is the most that the process held at "
+            "once, without the pages of the files that it reads: the system takes those back whenever it needs them.",
+            results.rows(["", "texts a second", "peak memory"], *lines),
+        ]
+    )
 
 
-def inference_part(rows: list[dict], record: dict, machine: dict) -> list[str]:
-    return [
-        "A forward pass in float32, with the masked-LM head at every position. That head is as large in the student as "
-        "in the teacher, so the two times differ less than the numbers of layers. A classifier has no such head: "
-        "notebook 06 measures classifiers.",
-        results.rows(
-            ["milliseconds a text", "teacher", "student"],
-            *(
-                [
-                    in_words(f"{row['work']}, {row['batch']} x {row['length']}"),
-                    f"{row['teacher_ms']:.1f}",
-                    f"{row['student_ms']:.1f} ({row['teacher_ms'] / row['student_ms']:.1f} times as fast)",
-                ]
-                for row in rows
-            ),
-        ),
-    ]
+def loss(record: dict) -> str:
+    own = record["loss"]
+    names = {"kl": "KL", "mlm": "masked LM", "cosine": "cosine of the last hidden states"}
+    weights = " + ".join(f"{weight:g} {names[name]}" for name, weight in own["weights"].items())
+    return f"{weights}, with temperature T = {own['temperature']:g}: the defaults of notebook 03."
 
 
-PARTS = {
-    "rows": ("Speed and memory of a training step", speed_part),
-    "quality": (f"The student after {PLAN['quality']['minutes']} minutes", quality_part),
-    "growth": ("How the cost of a step grows", growth_part),
-    "reading": ("Reading a corpus", reading_part),
-    "inference": ("Using the student", inference_part),
-}
+def turns(record: dict) -> str:
+    if "speed" not in record["plans"]:
+        return f"- **The turns.** {NOT_MEASURED}"
+    own = record["plans"]["speed"]
+    return (
+        "- **The turns.** Each way runs in its own process. All ways of one loss and one type of number are started "
+        f"together and make two steps first. Then, in each of {own['rounds']} rounds, every way makes a block of "
+        f"steps, in turn. A block has as many steps as fit into {own['block_seconds']:g} seconds, at least "
+        f"{own['least_steps']}."
+    )
 
 
-def section(record: dict) -> str:
-    """The tables: the parts that the record has, and what each was measured on."""
-    lines = []
-    for key, (heading, part) in PARTS.items():
-        if rows := record.get(key):
-            machine = record["machines"][key]
-            cores = f", {machine['cores']} cores" if "cores" in machine else ""
-            measured_on = f"Measured on: {machine['device']}{cores}, torch {machine['torch']}, {machine['precision']}."
-            lines += [f"## {heading}", measured_on, *part(rows, record, machine)]
-    return "\n\n".join(lines)
+def ratios(record: dict, part: str) -> dict[tuple[str, str], dict[str, list[tuple[float, float]]]]:
+    """From (objective, contender) to precision to (times as fast, share of the memory) of ours, one for each work."""
+    found, rows = {}, in_part(record, part)
+    for row in rows:
+        if ours := ours_beside(row, rows):
+            faster, share = times_as_fast(ours, row)[0], ours["peak_memory_mb"] / row["peak_memory_mb"]
+            of_contender = found.setdefault((row["objective"], row["contender"]), {})
+            of_contender.setdefault(row["precision"], []).append((faster, share))
+    return found
+
+
+def in_precisions(of_contender: dict[str, list[tuple[float, float]]]) -> str:
+    """``1.6 to 2.6 times as fast in float32, 1.7 times as fast in bfloat16``"""
+    spans = {name: span(faster for faster, _ in found) for name, found in of_contender.items()}
+    return ", ".join(f"{faster} times as fast in {name}" for name, faster in spans.items())
+
+
+def shares(of_contender: dict[str, list[tuple[float, float]]]) -> str:
+    return span([share for found in of_contender.values() for _, share in found], ".2f")
+
+
+def in_short(record: dict) -> str:
+    rows = in_part(record, "speed")
+    if not rows:
+        return "The speed of a step is not measured yet."
+    sizes = len({row["work"] for row in rows})
+    machine = record["machines"]["speed"]
+    where = f"On {machine['cores']} cores of a processor" if "cores" in machine else f"On a GPU ({machine['device']})"
+    return (
+        f"{where}, we timed a distillation step of this repository beside other ways to write it. The list says how "
+        f"many times as fast our step is, from the least to the most of {sizes} sizes of model and batch. Not every "
+        "way was run at every size."
+    )
 
 
 def summary(record: dict) -> str:
-    """Against each other way: how many times as fast this repository is, from the least to the most of the works."""
-    if "rows" not in record:
-        return "The speed of a step is not measured."
-    machine, times = record["machines"]["rows"], {}
-    for rows in by_work(record["rows"]).values():
-        for name in rows:
-            way, number = way_and_type(name, machine)
-            if way != WAYS["ours"] and (found := times_as_fast(name, rows, machine)):
-                times.setdefault(way, {}).setdefault(number, []).append(found[0])
+    """Against each other way: how many times as fast ours is, from the least to the most of the works."""
     lines = []
-    for way, of in times.items():
-        ranges = [f"{min(found):.1f} to {max(found):.1f} times as fast in {number}" for number, found in of.items()]
-        lines.append(f"- {way}: {', '.join(ranges)}")
-    return "\n".join(lines)
+    for (objective, name), of in ratios(record, "speed").items():
+        after = "; both take the KL at every attended position" if objective == "attended" else ""
+        lines.append(f"- {CONTENDERS[name].label}: {in_precisions(of)}, with {shares(of)} of its memory{after}")
+    return "\n".join(lines) or NOT_MEASURED
 
 
-PLACES = {"bench-summary": summary, "bench": section}
-"""What the page holds between ``<!-- name -->`` and ``<!-- /name -->``."""
+def gpu(record: dict) -> str:
+    """Whether a GPU was measured."""
+    cards = sorted({machine["device"] for machine in record["machines"].values() if "cores" not in machine})
+    return f"Measured on a GPU: {', '.join(cards)}." if cards else "No GPU was measured."
 
 
-def written(page: str, record: dict) -> str:
-    """The page with what the record says. ValueError: a place for it is missing."""
-    texts = {name: f"\n{text(record)}\n\n" for name, text in PLACES.items()}
-    return results.filled(page, PAGE.name, texts)
+def readme(record: dict) -> str:
+    """README's lines, five at most."""
+    steps, lines = ratios(record, "speed"), []
+    names = {
+        "masked_after": "a loop that computes all logits and then picks out the masked ones",
+        "huggingface": "Hugging Face's distiller",
+        "textbrewer_outside": "TextBrewer",
+    }
+    for name, said in names.items():
+        if of := steps.get(("masked", name)):
+            lines.append(f"- A distillation step, beside {said}: {in_precisions(of)}, with {shares(of)} of the memory.")
+    faster = {}
+    for (work, _), rows in comparisons(in_part(record, "classifiers")).items():
+        for ours in (row for row in rows if row["contender"] == "ours"):
+            beside = [times_as_fast(ours, row)[0] for row in rows if ours_beside(row, rows) is ours]
+            faster.setdefault(work, []).append(f"{min(beside):.1f} times in {ours['precision']}")
+    if faster:
+        said = "; ".join(f"{work}: {', '.join(times)}" for work, times in faster.items())
+        lines.append(f"- Texts a second, beside Hugging Face's `Trainer` in its faster way: {said}.")
+    return "\n".join([*lines, f"- Each ratio is within one loss and one type of number. {gpu(record)}"])
 
 
-DRAWN = ("masked_after", "ours")
+PLACES = (in_short, summary, gpu, loss, turns, speed, changes, classifiers, quality, growth, reading)
 
 
-def draw(rows: list[dict], machine: dict) -> plt.Figure:
-    """Seconds a step and peak memory along each axis, this repository beside `masked_after`."""
+def page(record: dict) -> str:
+    """docs/benchmark.md, of the template. ValueError: the template has not exactly one place for each text."""
+    template, texts = TEMPLATE.read_text(encoding="utf-8"), {each.__name__: each(record) for each in PLACES}
+    if sorted(re.findall(r"\{\{(\w+)\}\}", template)) != sorted(texts):
+        raise ValueError(f"{TEMPLATE.name} needs one place for each of {', '.join(sorted(texts))}, and no other.")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: texts[found[1]], template)
+
+
+def readme_with(text: str, record: dict) -> str:
+    """The README with its lines. ValueError: it has no place for them."""
+    return results.filled(text, README.name, {"bench": f"\n{readme(record)}\n\n"})
+
+
+def draw(rows: list[dict]) -> plt.Figure:
+    """Seconds a step and peak memory along each axis."""
     figure, panels = plt.subplots(2, len(AXES), figsize=(14, 6), sharex="col", sharey="row", layout="constrained")
-    for (axis, label), column in zip(AXES.items(), panels.T, strict=True):
-        for name in DRAWN:
-            own = [row for row in rows if row["axis"] == axis and row["contender"] == name]
-            values, text = [row["value"] for row in own], ", ".join(way_and_type(name, machine)).replace("**", "")
-            column[0].plot(values, [row["seconds_per_step"] for row in own], "o-", label=text)
-            column[1].plot(values, [row["peak_memory_mb"] / 1000 for row in own], "o-", label=text)
+    for (axis, said), column in zip(AXES.items(), panels.T, strict=True):
+        own = sorted((row for row in rows if row["axis"] == axis), key=lambda row: row["value"])
+        values = [row["value"] for row in own]
+        column[0].plot(values, [row["seconds_per_step"] for row in own], "o-")
+        column[1].plot(values, [row["peak_memory_mb"] / 1000 for row in own], "o-")
         for panel in column:
             panel.set(xscale="log", yscale="log")
             panel.grid(alpha=0.3, which="both")
             panel.set_xticks(values, [f"{value:,}" for value in values])
             panel.set_xticks([], minor=True)
-        column[1].set_xlabel(label)
+        column[1].set_xlabel(said)
     panels[0, 0].set_ylabel("seconds a step")
     panels[1, 0].set_ylabel("peak memory above\nthe models, GB")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(
-        "How the cost of a step grows: MiniLM 6 to 3 layers, 32 rows of 64 tokens, vocabulary 30,522, 15 % masked; "
-        "each column varies one of these"
+        f"How the cost of our step grows, in {rows[0]['precision']}: MiniLM 6 to 3 layers, 32 rows of 64 tokens, "
+        "vocabulary 30,522, 15% masked; each column varies one of these"
     )
     return figure
 
 
 def main() -> None:
     record = json.loads((BENCH if BENCH.exists() else RECORD).read_text(encoding="utf-8"))
-    page = written(PAGE.read_text(encoding="utf-8"), record)
-    figure = draw(record["growth"], record["machines"]["growth"]) if record.get("growth") else None
-    write_json(RECORD, record)
-    PAGE.write_text(page, encoding="utf-8")
+    made, lines = page(record), readme_with(README.read_text(encoding="utf-8"), record)
+    figure = draw(record["growth"]) if record.get("growth") else None
+    write_json(RECORD, {key: value for key, value in record.items() if key != "begun"})
+    PAGE.write_text(made, encoding="utf-8")
+    README.write_text(lines, encoding="utf-8")
     if figure is not None:
         figure.savefig(PICTURE, dpi=110, facecolor="white")
 
