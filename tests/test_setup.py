@@ -67,8 +67,8 @@ def test_the_pages_results_are_those_of_the_notebooks():
         for name in names:
             assert results.between(name).findall(read(file)) == [texts[name]], name
     record = results.metadata("03_runner")["record"]
-    assert f"{record['validations'][-1]['step']} steps" in read("README.md")
-    assert f"{record['valid_masked_tokens']:,} tokens" in read("README.md")
+    assert f"{record['validations'][-1]['step']} steps" in read("docs/results.md")
+    assert f"{record['valid_masked_tokens']:,} tokens" in read("docs/results.md")
 
 
 def test_readmes_first_distillation_is_notebook_00s():

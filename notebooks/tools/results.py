@@ -14,9 +14,9 @@ from helpers.runs import controls
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
-    "README.md": ("gain", "masked-lm"),
+    "README.md": ("gain",),
     "docs/results.md": (
-        *("recipe", "layers", "losses", "sentiment", "comparisons", "runs"),
+        *("masked-lm", "recipe", "layers", "losses", "sentiment", "comparisons", "runs"),
         *("long-task", "long-comparisons", "shapes"),
     ),
 }
@@ -89,10 +89,10 @@ def gain(record: dict, timings: dict) -> str:
     """README's first figures: the teacher, and students with and without distillation."""
     names = {
         "teacher": "teacher, 6 layers",
-        "distilled_task": "student, 3 layers, distilled twice",
-        "extracted_task": "student, 3 layers, only the task distilled",
-        "distilled": "student distilled on hidden words, then taught by the labels",
-        "extracted": "student of copied layers, taught by the labels",
+        "extracted_task": "student, 3 layers: the task distilled",
+        "distilled_task": "student: hidden words distilled, then the task",
+        "distilled": "student: hidden words distilled, then taught by the labels",
+        "extracted": "student: layers copied, then taught by the labels",
         "baseline": "a public student of the same size, taught by the labels",
     }
     share_head = "share of the teacher's accuracy (95% interval)"
