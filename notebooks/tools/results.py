@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ("gain",),
     "docs/results.md": (
-        *("masked-lm", "recipe", "layers", "losses", "sentiment", "comparisons", "runs"),
-        *("long-task", "long-comparisons", "shapes"),
+        *("masked-lm", "recipe", "layers", "losses", "teacher", "sentiment", "comparisons"),
+        *("runs", "long-task", "long-comparisons", "shapes"),
     ),
 }
 """Which page has a place for what."""
@@ -36,7 +36,11 @@ COMPARED = {
     "distilled, against extracted": "the distilled start, on labels",
 }
 """The comparisons that every run has made."""
-CONTROLS = {"losses": "default mix", "layers": "spread layers"}
+CONTROLS = {
+    "losses": "default mix",
+    "teacher": "spread layers, default mix",
+    "layers": "spread layers",
+}
 """The parts of the controls that the pages show, beside `recipe`, and the row to compare with."""
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
