@@ -106,24 +106,17 @@ def masked_after(student, teacher, batch) -> dict[str, torch.Tensor]:
 
 
 def plain(
-    parts_of: Callable,
-    precision: str,
-    teacher,
-    student,
-    loaders: dict[str, DataLoader],
-    blocks: Callable,
-    compiled=None,
+    parts_of: Callable, precision: str, teacher, student, loaders: dict[str, DataLoader], blocks: Callable
 ) -> None:
-    """A training loop as it is usually written; `compiled`: what is made of both models before it."""
+    """A training loop as it is usually written."""
     optimizer, scheduler = plain_setup(teacher, student, len(loaders["train"]))
-    run_teacher, run_student = (model if compiled is None else compiled(model) for model in (teacher, student))
     for batch in blocks(loaders["train"]):
         batch = {key: value.to(DEVICE) for key, value in batch.items()}
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         with autocast(precision):
             with torch.no_grad():
-                teacher_output = run_teacher(**inputs, output_hidden_states=True)
-            student_output = run_student(**inputs, output_hidden_states=True)
+                teacher_output = teacher(**inputs, output_hidden_states=True)
+            student_output = student(**inputs, output_hidden_states=True)
             parts = parts_of(student_output, teacher_output, batch)
             loss = sum(WEIGHTS[name] * value for name, value in parts.items())
         loss.backward()
@@ -270,21 +263,6 @@ def kl_everywhere():
 
 
 @contextmanager
-def compiled_encoders():
-    """Both models' encoders compiled by torch; the rest of the step depends on how many tokens are masked."""
-
-    def prepared(self):
-        model = original(self)
-        for each in model.values():
-            each.model.base_model.compile()
-        return model
-
-    original = DistilMLMRunner.get_model
-    with mock.patch.object(DistilMLMRunner, "get_model", prepared):
-        yield
-
-
-@contextmanager
 def all_logits():
     """The head at every position, and the masked ones picked out after it."""
 
@@ -351,9 +329,6 @@ class Contender(NamedTuple):
 OURS = "**this repository**"
 CONTENDERS = {
     "masked_after": Contender("masked", "all logits, the masked ones picked out after", partial(plain, masked_after)),
-    "masked_after_compiled": Contender(
-        "masked", "the same, both models by `torch.compile`", partial(plain, masked_after, compiled=torch.compile)
-    ),
     "huggingface": Contender(
         "masked", "Hugging Face's distiller with `--restrict_ce_to_mask`", partial(plain, huggingface)
     ),
@@ -369,5 +344,4 @@ CONTENDERS = {
     "ours_torchs_modules": Contender("masked", "torch's dropout and attention", partial(ours, [torchs_modules])),
     "ours_unfused": Contender("masked", "AdamW not fused", partial(ours, [unfused_adamw])),
     "ours_memory": Contender("masked", "freed memory goes back", partial(ours, [freed_memory_goes_back])),
-    "ours_compiled": Contender("masked", "both encoders by `torch.compile`", partial(ours, [compiled_encoders])),
 }

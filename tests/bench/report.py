@@ -143,15 +143,6 @@ def of_blocks(rows: list[dict]) -> str:
     return f"Each row rests on {blocks} blocks of {span([row['steps_in_a_block'] for row in rows], 'd')} steps."
 
 
-def compiling(rows: list[dict]) -> str | None:
-    """What compiling costs before the first block."""
-    found = [row["warm_up_seconds"] for row in rows if row["contender"].endswith("_compiled")]
-    return found and (
-        f"With `torch.compile`, the first two steps take {span(found, '.0f')} seconds, compiling included. They are "
-        "not in the table."
-    )
-
-
 def speed(record: dict) -> str:
     rows = in_part(record, "speed")
     if not rows:
@@ -161,8 +152,6 @@ def speed(record: dict) -> str:
         if work != work_before:
             lines.append(f"### {in_words(work)}")
         lines.append(table(compared, f"loss: {OBJECTIVES[objective]}", "steps"))
-        if said := compiling(compared):
-            lines.append(said)
         work_before = work
     shares = [["**this repository**", "computes in", "matrix products", "waiting for data"]]
     for row in rows:
@@ -193,8 +182,6 @@ def changes(record: dict) -> str:
     ]
     for (work, _), compared in comparisons(rows).items():
         lines.append(table(compared, f"our step, changed; {in_words(work)}", "steps"))
-        if said := compiling(compared):
-            lines.append(said)
     return "\n\n".join(lines)
 
 

@@ -91,9 +91,9 @@ class Worker:
 
 
 def warmed_up(worker: Worker, block_seconds: float, least_steps: int) -> None:
-    """Let it make its first steps; set ``worker.steps`` of a block, and ``worker.warm_up`` seconds."""
-    first, second = (worker.block(1)["seconds"] for _ in range(2))
-    worker.steps, worker.warm_up = max(least_steps, round(block_seconds / second)), first + second
+    """Let it make its first two steps; set ``worker.steps`` of a block."""
+    _, second = (worker.block(1)["seconds"] for _ in range(2))
+    worker.steps = max(least_steps, round(block_seconds / second))
 
 
 def race(work: dict, names: list[str], precision: str, turns: dict) -> list[dict]:
@@ -123,7 +123,6 @@ def race(work: dict, names: list[str], precision: str, turns: dict) -> list[dict
             "texts_per_second": median(block["texts"] / block["seconds"] for block in own),
             "peak_memory_mb": result["peak_memory_mb"],
             "seconds_per_step": seconds,
-            "warm_up_seconds": worker.warm_up,
             "steps_in_a_block": worker.steps,
             "blocks": [
                 {key: round(block[key], 4) for key in ("seconds", "tokens", "texts", "waiting")} for block in own
