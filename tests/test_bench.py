@@ -376,7 +376,8 @@ def test_the_readme_has_five_lines_and_the_trainers_best():
         rows.append(measured(name, "float32", seconds, objective="labels", part="classifiers", work="fine-tuning"))
     text = report.readme(recorded(*rows))
     assert len(text.splitlines()) == 5
-    assert "fine-tuning: 1.5 times in float32" in text
+    assert "fine-tuning: 1.5 times in float32, with 1.00 of its memory" in text
+    assert "beside TextBrewer's, at one size of model and batch" in text
     assert "No GPU was measured." in text
     record = recorded(*rows)
     record["machines"]["speed"] = {"device": "a card", "torch": "2"}

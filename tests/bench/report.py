@@ -343,7 +343,8 @@ def summary(record: dict) -> str:
     """Against each other way: how many times as fast ours is, from the least to the most of the works."""
     lines = []
     for (objective, name), of in ratios(record, "speed").items():
-        after = "; both take the KL at every attended position" if objective == "attended" else ""
+        after = "; here our side is our pieces under its loss, and both take the KL at every attended position"
+        after = after if objective == "attended" else ""
         lines.append(f"- {CONTENDERS[name].label}: {in_precisions(of)}, with {shares(of)} of its memory{after}")
     return "\n".join(lines) or NOT_MEASURED
 
@@ -359,19 +360,29 @@ def readme(record: dict) -> str:
     steps, lines = ratios(record, "speed"), []
     names = {
         "masked_after": "a loop that computes all logits and then picks out the masked ones",
-        "huggingface": "Hugging Face's distiller",
-        "textbrewer_outside": "TextBrewer",
+        "huggingface": "the step of Hugging Face's distiller with `--restrict_ce_to_mask`, which we wrote anew",
+        "textbrewer_outside": "TextBrewer's",
     }
     for name, said in names.items():
         if of := steps.get(("masked", name)):
-            lines.append(f"- A distillation step, beside {said}: {in_precisions(of)}, with {shares(of)} of the memory.")
-    faster = {}
+            sizes = max(len(found) for found in of.values())
+            where = "one size" if sizes == 1 else f"{sizes} sizes"
+            lines.append(
+                f"- A distillation step, beside {said}, at {where} of model and batch: {in_precisions(of)}, with "
+                f"{shares(of)} of the memory."
+            )
+    faster, memory = {}, {}
     for (work, _), rows in comparisons(in_part(record, "classifiers")).items():
         for ours in (row for row in rows if row["contender"] == "ours"):
-            beside = [times_as_fast(ours, row)[0] for row in rows if ours_beside(row, rows) is ours]
+            theirs = [row for row in rows if ours_beside(row, rows) is ours]
+            beside = [times_as_fast(ours, row)[0] for row in theirs]
             faster.setdefault(work, []).append(f"{min(beside):.1f} times in {ours['precision']}")
+            memory.setdefault(work, []).extend(ours["peak_memory_mb"] / row["peak_memory_mb"] for row in theirs)
     if faster:
-        said = "; ".join(f"{work}: {', '.join(times)}" for work, times in faster.items())
+        said = "; ".join(
+            f"{work}: {', '.join(times)}, with {span(memory[work], '.2f')} of its memory"
+            for work, times in faster.items()
+        )
         lines.append(f"- Texts a second, beside Hugging Face's `Trainer` in its faster way: {said}.")
     return "\n".join([*lines, f"- Each ratio is within one loss and one type of number. {gpu(record)}"])
 
