@@ -298,7 +298,7 @@ def turns(record: dict) -> str:
     own = record["plans"]["speed"]
     return (
         "- **The turns.** Each way runs in its own process. All ways of one loss and one type of number are started "
-        f"together and make two steps first. Then, in each of {own['rounds']} rounds, every way makes a block of "
+        f"together and take two steps first. Then, in each of {own['rounds']} rounds, every way makes a block of "
         f"steps, in turn. A block has as many steps as fit into {own['block_seconds']:g} seconds, at least "
         f"{own['least_steps']}."
     )
