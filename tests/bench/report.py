@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 
@@ -170,24 +170,26 @@ def speed(record: dict) -> str:
     return "\n\n".join(lines)
 
 
+def tables(record: dict, part: str, key: str, heading: Callable[[str, str], str]) -> list[str]:
+    """What a part was measured on, and a table for each work and objective, under the heading of these two."""
+    rows = in_part(record, part)
+    found = [table(compared, heading(*of), key) for of, compared in comparisons(rows).items()]
+    return [measured_on(record, part), of_blocks(rows), *found]
+
+
 def changes(record: dict) -> str:
-    rows = in_part(record, "changes")
-    if not rows:
+    if not in_part(record, "changes"):
         return NOT_MEASURED
     lines = [
         "What does each of these bring by itself? In each row our step is changed in one thing; *ours* is the step "
         "without the change. What a change costs need not add up with the others.",
-        measured_on(record, "changes"),
-        of_blocks(rows),
+        *tables(record, "changes", "steps", lambda work, _: f"our step, changed; {in_words(work)}"),
     ]
-    for (work, _), compared in comparisons(rows).items():
-        lines.append(table(compared, f"our step, changed; {in_words(work)}", "steps"))
     return "\n\n".join(lines)
 
 
 def classifiers(record: dict) -> str:
-    rows = in_part(record, "classifiers")
-    if not rows:
+    if not in_part(record, "classifiers"):
         return NOT_MEASURED
     works = {work["name"]: work for work in record["plans"]["classifiers"]["works"]}
     sizes = {(work["texts"], work["batch"], work["length"]) for work in works.values()}
@@ -199,11 +201,8 @@ def classifiers(record: dict) -> str:
         f"Beside it the Hugging Face `Trainer`, on the same texts: {said}. Both start from texts in tokens. The "
         "`Trainer` writes no log and no checkpoint. It takes the texts as they come, and pads each batch to its "
         "longest text. Our batches hold texts of about one length; the `Trainer` can do that for fine-tuning, too.",
-        measured_on(record, "classifiers"),
-        of_blocks(rows),
+        *tables(record, "classifiers", "texts", lambda work, kind: f"{work}: {CLASSIFIERS_OBJECTIVES[kind]}"),
     ]
-    for (work, objective), compared in comparisons(rows).items():
-        lines.append(table(compared, f"{work}: {CLASSIFIERS_OBJECTIVES[objective]}", "texts"))
     return "\n\n".join(lines)
 
 
