@@ -69,17 +69,23 @@ def one_block(batches, told):
 
 @pytest.fixture
 def move(trained, sentences, monkeypatch):
-    """From a contender's name to how far it moves the student's weights: the same start, the same three batches."""
+    """From a contender's name to how far it moves the student's weights: the same start, the same three batches.
+
+    Weights are float64 where none is told: of a gradient near zero, AdamW's step is as long as of any other, and
+    float32 rounds its sign. (Our attention computes in float32 all the same.)
+    """
     monkeypatch.setattr(contenders, "LEARNING_RATE", 1e-2)
 
-    def move(name, precision="float32"):
+    def move(name, precision=None):
         teacher, tokenizer = models.load_teacher(trained)
         start = models.extract_student(teacher, [0, 3])
+        for model in (teacher, start):
+            model.to(torch.float32 if precision else torch.float64)
         student = copy.deepcopy(start)
         loaders = masked_lm_loaders(sentences, tokenizer, max_length=48, batch_size=4, pack=False, steps_per_epoch=40)
         torch.manual_seed(0)
         batches, told = [batch for batch, _ in zip(loaders["train"], range(3), strict=False)], []
-        contenders.CONTENDERS[name].train(precision, teacher, student, loaders, one_block(batches, told))
+        contenders.CONTENDERS[name].train(precision or "float32", teacher, student, loaders, one_block(batches, told))
         assert [block["steps"] for block in told] == [3]
         assert told[0]["tokens"] == sum(int(batch["attention_mask"].sum()) for batch in batches)
         assert any((batch["attention_mask"] == 0).any() for batch in batches)

@@ -514,6 +514,11 @@ def test_a_long_record_is_stale_where_its_tiny_record_is_another(committed, tiny
     tiny_run.append({"record": RECORD | {"perplexity": 31.0}, "outputs": {}})
     (reason,) = check().reasons
     assert reason.endswith("its tiny run shows perplexity: 30 committed, 31 now")
+    tiny_run.append({"record": RECORD | {"got since then": 1}, "outputs": {}})
+    assert check().reasons == [], "what it has more"
+    tiny_run.append({"record": {key: RECORD[key] for key in RECORD if key != "perplexity"}, "outputs": {}})
+    (reason,) = check().reasons
+    assert reason.endswith("its tiny run shows perplexity: 30 committed, nothing now")
 
 
 def test_all_that_is_listed_is_there():

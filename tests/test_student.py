@@ -86,6 +86,8 @@ def test_the_notebooks_and_their_parameters():
     assert plans["06"]["PART_SIZES"] == {"train": 2000, "valid": 1000, "test": 2500}, "the notebook's default"
     assert list(plan("LABELLED_CORPUS=bundled", "COMPRESS=1")) == ["03", "06", "07"]
     assert list(plan("LABELLED_CORPUS=bundled", "COMPRESS=0")) == ["03", "06"]
+    alone = plan("LABELLED_CORPUS=bundled", "HIDDEN_WORDS=false", "COMPRESS=1")
+    assert {number: values["HIDDEN_WORDS"] for number, values in alone.items()} == {"06": False, "07": False}
 
 
 FAULTS = {
@@ -98,6 +100,8 @@ FAULTS = {
     "TEACHER=no/such folder": "no/such folder",
     "COMPRESS=1": "COMPRESS is 1: 1 compresses the classifier, so it needs LABELLED_CORPUS, too.",
     "COMPRESS=yes": "COMPRESS is yes: 1 compresses",
+    "HIDDEN_WORDS=false": "HIDDEN_WORDS is False: then the task alone is distilled, so it needs LABELLED_CORPUS, too.",
+    "HIDDEN_WORDS=no": "HIDDEN_WORDS has no effect on 03;",
     "LABEL_FIELD=mark": "LABEL_FIELD has no effect on 03; LABELLED_CORPUS adds notebook 06, and COMPRESS=1 07.",
     "GRID={LAYERS: [1, 2]}": "GRID has no effect on 03;",
     "LABELLED_CORPUS=nowhere.csv": "nowhere.csv: no such file",
@@ -187,15 +191,18 @@ def test_a_student_from_a_file_of_ones_own(own):
 
 
 @pytest.mark.slow
-def test_with_labels_it_goes_on_to_the_classifier_and_to_a_file(own):
+@pytest.mark.parametrize("words", [True, False])
+def test_with_labels_it_goes_on_to_the_classifier_and_to_a_file(own, words):
     own += ["LABELLED_CORPUS=tests/data/labelled.csv", "LABELLED_TEXT_FIELD=review", "LABEL_FIELD=language"]
     own += ["PART_SIZES={train: 40, valid: 12, test: 16}", "TRANSFER_TEXTS=50", "FINE_TUNING_BATCH_SIZE=8"]
     own += ["FINE_TUNING_EPOCHS=4", "FINE_TUNING_LEARNING_RATES=[1e-3]", "TASK_EPOCHS=4", "SEEDS=[0]"]
-    own += ["SMALL={VOCABULARY: 121, FEED_FORWARD: 64}", "COMPRESS=1"]
+    own += ["SMALL={VOCABULARY: 121, FEED_FORWARD: 64}", "COMPRESS=1", f"HIDDEN_WORDS={words}"]
     used = uses(finish(start(own)))
-    assert list(used) == ["The student", "The classifier", "The classifier as a file"]
+    assert list(used) == ["The student"] * words + ["The classifier", "The classifier as a file"]
     ((classified,),) = [used["The classifier"][1:]]
-    assert used["The classifier"][0].parent.name == "06_sentiment_evaluation"
+    path = used["The classifier"][0]
+    assert path.parent.name == "06_sentiment_evaluation"
+    assert path.name.startswith("distilled_task-" if words else "extracted_task-")
     folder, (label, probability) = used["The classifier as a file"]
     assert (folder / "onnx" / "model_quantized.onnx").is_file()
     assert {classified[0]["label"], label} <= {"german", "english", "russian"}

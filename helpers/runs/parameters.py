@@ -111,6 +111,9 @@ at_least_one_or_none = (
 
 MORE_CONTENDERS = {
     "random_layers",
+    "extracted_longer",
+    "extracted_hard",
+    "extracted_task_one",
     "mlm_only_task",
     "distilled_longer",
     "distilled_hard",
@@ -174,6 +177,11 @@ PARAMETERS: dict[str, Parameter] = {
         lambda value: are_loss_weights(value, LOSSES),
         loss_weights_form(LOSSES),
         "the weights of the distillation's losses",
+    ),
+    "HIDDEN_WORDS": Parameter(
+        lambda value: type(value) is bool,
+        "True or False",
+        "True distils the student on hidden words before its task; False leaves that out: it starts as copied layers",
     ),
     "CONTROL": Parameter(
         lambda value: type(value) is bool,

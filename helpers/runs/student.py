@@ -1,7 +1,8 @@
 """Your own model in one command: `python -m helpers.runs.student CORPUS=my.csv TEXT_FIELD=body TEACHER=...`
 
 It runs notebook 03. With LABELLED_CORPUS, LABELLED_TEXT_FIELD and LABEL_FIELD it goes on to the classifier (06), and
-with COMPRESS=1 to a file that answers without PyTorch (07). Any other parameter of these notebooks may be given, too.
+with COMPRESS=1 to a file that answers without PyTorch (07). With HIDDEN_WORDS=false it leaves out 03, and distils the
+task alone. Any other parameter of these notebooks may be given, too.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def plan(given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     compress = given.pop("COMPRESS", 0)
     if compress not in (0, 1) or (compress and "LABELLED_CORPUS" not in given):
         raise ValueError(f"COMPRESS is {compress}: 1 compresses the classifier, so it needs LABELLED_CORPUS, too.")
-    chosen = NOTEBOOKS[: 1 + ("LABELLED_CORPUS" in given) + compress]
+    words = given.get("HIDDEN_WORDS", True)
+    if words is False and "LABELLED_CORPUS" not in given:
+        raise ValueError("HIDDEN_WORDS is False: then the task alone is distilled, so it needs LABELLED_CORPUS, too.")
+    chosen = NOTEBOOKS[words is False : 1 + ("LABELLED_CORPUS" in given) + compress]
     quick = {"CONTROL": False, "MORE_CONTENDERS": []}  # one student, and as soon as may be
     plans = {}
     for path in (ROOT / "notebooks" / f"{name}.ipynb" for name in chosen):
@@ -85,8 +89,8 @@ def check(plans: dict[Path, dict[str, Any]]) -> None:
 def show_heading(cell: Any, cell_index: int) -> None:
     """Print a section's heading when the run has come to it."""
     for line in cell.source.splitlines() if cell.cell_type == "markdown" else ():
-        if line.startswith("## "):
-            print(f"\n  {line[3:]}", flush=True)
+        if line.startswith(("## ", "### ")):
+            print(f"\n  {line.lstrip('# ')}", flush=True)
 
 
 def run(path: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def use(path: Path, values: dict[str, Any], record: dict[str, Any]) -> str:
         lines = ["from helpers.runs.answer import Classifier", f"answer = Classifier({str(folder)!r})"]
         return "\n".join(["", f"The classifier as a file: {folder}", "", *lines, 'print(answer("Your text."))'])
     task_name, what, options, text = "text-classification", "The classifier", ", truncation=True", "Your text."
-    folder = output / path.stem / f"distilled_task-{record['fingerprint']}"
+    folder = output / path.stem / f"{record.get('saved')}-{record['fingerprint']}"
     if path.stem == "03_runner":
         task_name, what, options, folder = "fill-mask", "The student", "", output / record["student"]
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

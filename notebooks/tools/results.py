@@ -45,8 +45,8 @@ CONTROLS = {
 IMAGES = ROOT / "notebooks" / "images"
 GUESSES = "Bars for three sentences"
 """How the text alternative of notebook 03's picture begins that README shows."""
-ORDER = ("distilled_task", "extracted_task", "teacher", "distilled", "mlm_only", "extracted")
-ORDER += ("random", "baseline", "distilled_longer", "distilled_hard")
+ORDER = ("distilled_task", "extracted_task", "extracted_task_one", "teacher", "distilled")
+ORDER += ("mlm_only", "extracted", "random", "baseline", "extracted_hard", "extracted_longer")
 """The contenders in the order of notebook 06's pictures; its record has them by the alphabet."""
 WAYS = ("one at a time", "32 at a time")
 
@@ -95,7 +95,6 @@ def gain(record: dict, timings: dict) -> str:
         "teacher": "teacher, 6 layers",
         "extracted_task": "student, 3 layers: the task distilled",
         "distilled_task": "student: hidden words distilled, then the task",
-        "distilled": "student: hidden words distilled, then taught by the labels",
         "extracted": "student: layers copied, then taught by the labels",
         "baseline": "a public student of the same size, taught by the labels",
     }
