@@ -17,6 +17,7 @@ from helpers.models import extract_student
 from helpers.runner import DistilMLMRunner, distillation_models
 from helpers.runs import experiment
 from helpers.runs.controls import packed, table, unpacked
+from helpers.runs.parameters import defaults
 
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import control_plan
@@ -297,3 +298,31 @@ def test_parts_share_runs(engine):
     shared = set(by_name["losses"]) & set(by_name["length"])
     assert {by_name["losses"][name] for name in shared} >= {"default mix, seed 0", "masked LM alone, seed 0"}
     assert control_plan.number_of_layers({"LAYERS": [0, 1]}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["losses", "layers", "teacher"])
+def test_drawing_whole_blocks_gives_intervals_of_nearly_the_same_length(part):
+    """Tokens of a block are related; the pages say how much that matters."""
+    values = defaults(ROOT / "notebooks" / "03_runner.ipynb")
+    tokenizer, record = experiment.prepare_teacher(values)[1], controls.read(controls.record_file(part))
+    batches = list(experiment.corpus_loaders(values, tokenizer, values["MAX_STEPS"])["valid"])
+    picked = [batch["labels"] != IGNORED for batch in batches]
+    hidden = np.concatenate(
+        [(batch["input_ids"] == tokenizer.mask_token_id)[own] for batch, own in zip(batches, picked, strict=True)]
+    )
+    tokens = record["scored_masked_tokens"]
+    assert (unpacked(record["at_mask"], tokens) == hidden).all(), "the record has other tokens, or another order"
+    sizes = np.concatenate([own.sum(dim=1) for own in picked])
+    block = np.repeat(np.arange(len(sizes)), sizes)[hidden]
+    drawn = np.random.default_rng(0).multinomial(len(sizes), [1 / len(sizes)] * len(sizes), size=4000)
+    counts = drawn @ np.bincount(block, minlength=len(sizes))
+    right = {key: unpacked(entry["correct"], tokens)[hidden].astype(float) for key, entry in record["entries"].items()}
+    found = []
+    for own in right.values():
+        for values in (own, *(own - other for other in right.values() if other is not own)):
+            if values.any():
+                by_block = (drawn @ np.bincount(block, weights=values, minlength=len(sizes)) / counts).std()
+                found.append(by_block / (values.std() / len(values) ** 0.5))
+    assert min(found) > 0.95
+    assert max(found) < 1.09
