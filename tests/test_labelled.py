@@ -287,7 +287,9 @@ def test_fewer_texts_than_wanted_shrink_the_parts_and_rare_classes_stay_in_each(
     sizes = {"train": 200, "valid": 100, "test": 100}
     parts = data.part(table, sizes, corpus=corpus_of("Nothing of this."), transfer_texts=10)
     assert [len(parts[name]) for name in sizes] == [11, 5, 5]
-    assert "23 labelled texts are too few for 400: the parts are 11, 5, 5." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "23 labelled texts are too few for 400: the parts are 11, 5, 5." in said
+    assert "smaller PART_SIZES leave some over" in said
     data.part(table, {"train": 12, "valid": 5, "test": 6}, corpus=corpus_of("This is a sentence."), transfer_texts=10)
     assert "too few" not in capsys.readouterr().out
     assert all(set(parts[name]["label"]) == {0, 1} for name in sizes)

@@ -104,7 +104,7 @@ FAULTS = {
     "HIDDEN_WORDS=no": "HIDDEN_WORDS has no effect on 03;",
     "LABEL_FIELD=mark": "LABEL_FIELD has no effect on 03; LABELLED_CORPUS adds notebook 06, and COMPRESS=1 07.",
     "GRID={LAYERS: [1, 2]}": "GRID has no effect on 03;",
-    "LABELLED_CORPUS=nowhere.csv": "nowhere.csv: no such file",
+    "LABELLED_CORPUS=mine.csv": "CORPUS is missing: name your texts without labels, too.",
     "PART_SIZES={train: 2, valid: 2}": "PART_SIZES has no effect on 03;",
 }
 
@@ -126,6 +126,8 @@ def test_labelled_texts_that_do_not_fit_are_said_before_the_first_notebook(tiny_
     given = [f"TEACHER={tiny_folder}", "MAX_LENGTH=16", "LAYERS=2", f"OUTPUT_DIR={tmp_path}"]
     given += ["CORPUS=tests/data/sentences.csv", "LABELLED_CORPUS=tests/data/labelled.csv"]
     given += ["LABELLED_TEXT_FIELD=review"]
+    assert student.main([*given, "LABEL_FIELD=language", "LABELLED_CORPUS=nowhere.csv"]) == 1
+    assert "nowhere.csv: no such file" in capsys.readouterr().err
     assert student.main([*given, "LABEL_FIELD=languag"]) == 1
     assert "no column 'languag'" in capsys.readouterr().err
     small = "SMALL={VOCABULARY: 100000, FEED_FORWARD: 64}"

@@ -115,6 +115,7 @@ def part(
     if shrink < 1:
         sizes_made = ", ".join(str(len(numbers)) for numbers in rows.values())
         print(f"{len(own):,} labelled texts are too few for {sum(sizes.values()):,}: the parts are {sizes_made}.")
+        print("They take all of them; smaller PART_SIZES leave some over, to be read without their labels.")
     rest = np.setdiff1d(np.arange(len(own)), np.concatenate(list(rows.values())))
     pieces = [pieces[number - len(unread)] for number in np.sort(first[first >= len(unread)])]
     unlabelled = [*own.select(rest)["text"], *pieces][:transfer_texts]

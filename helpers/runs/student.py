@@ -44,7 +44,8 @@ def plan(given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     """The notebooks to run, in order, and all parameters of each.
 
     Raises:
-        ValueError: COMPRESS is not right, no notebook of these has a name, or a value is out of its range.
+        ValueError: COMPRESS is not right, CORPUS is missing beside labelled texts of one's own, no notebook of these
+            has a name, or a value is out of its range.
     """
     compress = given.pop("COMPRESS", 0)
     if compress not in (0, 1) or (compress and "LABELLED_CORPUS" not in given):
@@ -52,6 +53,10 @@ def plan(given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     words = given.get("HIDDEN_WORDS", True)
     if words is False and "LABELLED_CORPUS" not in given:
         raise ValueError("HIDDEN_WORDS is False: then the task alone is distilled, so it needs LABELLED_CORPUS, too.")
+    if given.get("LABELLED_CORPUS", "bundled") != "bundled" and "CORPUS" not in given:
+        raise ValueError(
+            "CORPUS is missing: name your texts without labels, too. CORPUS=bundled reads the packaged English reviews."
+        )
     chosen = NOTEBOOKS[words is False : 1 + ("LABELLED_CORPUS" in given) + compress]
     quick = {"CONTROL": False, "MORE_CONTENDERS": []}  # one student, and as soon as may be
     plans = {}

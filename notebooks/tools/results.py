@@ -17,7 +17,7 @@ PAGES = {
     "README.md": ("gain",),
     "docs/results.md": (
         *("masked-lm", "recipe", "layers", "losses", "teacher", "sentiment", "comparisons"),
-        *("runs", "long-task", "long-comparisons", "shapes"),
+        *("runs", "long-task", "long-comparisons", "second-task", "second-comparisons", "shapes"),
     ),
 }
 """Which page has a place for what."""
@@ -266,6 +266,8 @@ def sections() -> dict[str, str]:
         "runs": runs(sentiment["record"], json.loads(TASK_RUNS.read_text(encoding="utf-8"))),
         "long-task": long_task(record_of("long_task")),
         "long-comparisons": comparisons(record_of("long_task")),
+        "second-task": long_task(record_of("second_task")),
+        "second-comparisons": comparisons(record_of("second_task")),
         "shapes": shapes(json.loads(CUTS.read_text(encoding="utf-8"))["distilled"]),
     }
 
