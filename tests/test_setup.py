@@ -137,6 +137,32 @@ def test_what_the_pages_conclude_is_what_the_long_record_of_notebook_06_measured
     assert f"{-own:.1f} points less (97.5% interval {-high:.1f} to {-low:.1f})" in read("README.md")
 
 
+def test_what_the_pages_conclude_of_the_second_task_is_what_its_record_has():
+    record = results.record_of("second_task")
+    in_06, in_08, in_results = map(
+        read, ("notebooks/06_sentiment_evaluation.ipynb", "notebooks/08_experiments.ipynb", "docs/results.md")
+    )
+    for one, other in (
+        ("distilled_task", "extracted"),
+        ("extracted_task", "extracted_longer"),
+        ("distilled_task", "distilled_task_labelled"),
+        ("extracted_hard", "extracted_longer"),
+        ("extracted_task", "extracted_hard"),
+        ("extracted_task", "extracted_task_one"),
+        ("distilled_task", "extracted_task"),
+    ):
+        own, low, high = results.points(record["differences"][f"{one}, against {other}"])
+        signed = f"| {own:+.1f} | {low:.1f} to {high:.1f}".replace("-", "−")
+        assert signed in in_06, (one, other)
+        for page in (in_08, in_results):
+            said = re.search(
+                rf"{own:.1f}[^|;(]* \((97\.5 ?%( interval|:) )?{low:.1f} to {high:.1f}", page.replace("−", "-")
+            )
+            assert said, (one, other)
+    low, kept, high = (f"{100 * share:.1f}" for share in record["contenders"]["distilled_task"]["share_kept"])
+    assert f"it keeps {kept} % of its accuracy ({low} to {high})" in in_06
+
+
 def test_the_pages_few_lines_distil(tiny_folder, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(from helpers import .*?)```", read("docs/your_own_texts.md"), re.DOTALL)
     for theirs, ours in {
